@@ -1,0 +1,1 @@
+"""Bytes: headers, sources and sinks, checkpoints, staging and commit, digests."""

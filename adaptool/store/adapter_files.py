@@ -1,0 +1,165 @@
+"""The files of one adapter: a PEFT directory or a single file, headers read, weights untouched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from adaptool.errors import InputError, UsageError
+from adaptool.findings import Code, Finding
+from adaptool.store.documents import parse_json_object, read_json_object
+from adaptool.store.header import Header, read_header
+from adaptool.store.local import LocalSource
+from adaptool.store.tensors import TensorRef
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLE_FILE = "adapter_model.bin"
+METADATA_KEYS = ("adapter_config", "lora_adapter_metadata")
+LARGEST_CONFIG = 16 * 1024 * 1024
+# What an adapter may bring along that belongs to the model: these win over the base's.
+TOKENIZER_FILES = frozenset(
+    {
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "merges.txt",
+        "sentencepiece.bpe.model",
+        "special_tokens_map.json",
+        "spiece.model",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFiles:
+    """An opened adapter.
+
+    `config` is adapter_config.json or the config kept in the file's metadata, None where neither
+    is there; `config_file` says which file it came from; `companions` are tokenizer files.
+    """
+
+    name: str
+    path: Path
+    source: LocalSource
+    header: Header
+    config: Mapping[str, Any] | None
+    config_file: str
+    config_path: Path | None
+    companions: tuple[Path, ...]
+
+    @property
+    def tensors(self) -> Mapping[str, TensorRef]:
+        """Every tensor of the file."""
+        return self.header.tensors
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the header's parser noted."""
+        return self.header.findings
+
+    def close(self) -> None:
+        """Let go of the weights file."""
+        self.source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_adapter(path: Path) -> AdapterFiles:
+    """Open a PEFT directory or a single safetensors file; reads the header and the config only."""
+    if path.is_dir():
+        return _open_directory(path)
+    source = LocalSource(path)
+    try:
+        header = read_header(source)
+        config, config_path = _config_of_file(path, header)
+    except BaseException:
+        source.close()
+        raise
+    name = str(config_path) if config_path is not None else str(path)
+    return AdapterFiles(str(path), path, source, header, config, name, config_path, ())
+
+
+def _open_directory(path: Path) -> AdapterFiles:
+    weights = _weights_of(path)
+    config_path = path / CONFIG_FILE
+    if not config_path.exists():
+        _refuse_without_config(path)
+    config = read_json_object(config_path, limit_bytes=LARGEST_CONFIG, what="adapter config")
+    source = LocalSource(weights)
+    try:
+        header = read_header(source)
+    except BaseException:
+        source.close()
+        raise
+    companions = tuple(
+        entry for entry in sorted(path.iterdir()) if entry.name in TOKENIZER_FILES
+    )
+    return AdapterFiles(
+        str(path), weights, source, header, config, str(config_path), config_path, companions
+    )
+
+
+def _weights_of(path: Path) -> Path:
+    weights = path / WEIGHTS_FILE
+    if weights.exists() or weights.is_symlink():
+        return weights
+    if (path / PICKLE_FILE).exists():
+        message = "holds only adapter_model.bin, a pickle that can run code"
+        hint = "save it again with safe_serialization=True"
+        raise InputError(message, code=Code.PICKLE_ONLY, file=str(path), hint=hint)
+    inner = sorted(entry.name for entry in path.iterdir() if (entry / CONFIG_FILE).exists())
+    if inner:
+        message = f"holds {len(inner)} named adapters: {', '.join(inner[:5])}"
+        hint = f"name one of them: {path / inner[0]}"
+        raise UsageError(message, code=Code.NOT_FOUND, file=str(path), hint=hint)
+    if not (path / CONFIG_FILE).exists():
+        _refuse_without_config(path)
+    message = f"no {WEIGHTS_FILE} in this directory"
+    raise UsageError(message, code=Code.NOT_FOUND, file=str(path), hint="is the download complete?")
+
+
+def _refuse_without_config(path: Path) -> None:
+    """C1 where weights are there, B2 where nothing of an adapter is."""
+    if (path / WEIGHTS_FILE).exists():
+        message = f"no {CONFIG_FILE} beside the weights, so the scale is unknown"
+        hint = "copy it from where the adapter was trained"
+        raise InputError(message, code=Code.CONFIG_MISSING, file=str(path), hint=hint)
+    message = f"no adapter here: neither {CONFIG_FILE} nor {WEIGHTS_FILE}"
+    hint = "name the directory that holds them, or a .safetensors file"
+    raise UsageError(message, code=Code.NOT_FOUND, file=str(path), hint=hint)
+
+
+def _config_of_file(path: Path, header: Header) -> tuple[Mapping[str, Any] | None, Path | None]:
+    """A single file's config: its own metadata first, then adapter_config.json beside it."""
+    for key in METADATA_KEYS:
+        text = header.metadata.get(key)
+        if text is not None:
+            return parse_json_object(text.encode(), file=f"{path} metadata {key}"), None
+    beside = path.parent / CONFIG_FILE
+    if beside.exists():
+        return read_json_object(beside, limit_bytes=LARGEST_CONFIG, what="adapter config"), beside
+    return None, None
+
+
+def config_bytes(config: Mapping[str, Any]) -> bytes:
+    """The config as canonical JSON: what a digest of it is taken over."""
+    return json.dumps(config, sort_keys=True, ensure_ascii=False).encode()

@@ -1,0 +1,116 @@
+"""What lies at the destination, and whether it may be replaced."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from adaptool.errors import OutputError
+from adaptool.findings import Code
+from adaptool.store.disk import identity
+from adaptool.store.journal import read_record
+from adaptool.store.local import unreadable
+from adaptool.store.lock import Publication
+from adaptool.store.placement import OURS, Placement
+from adaptool.store.safe_names import printable
+
+RECEIPT = "adaptool.json"
+# Written beside the outputs that a receipt lists.
+SIDECARS = frozenset({RECEIPT, "SHA256SUMS", "adaptool.unmerge"})
+
+
+def check_replaceable(placement: Placement, *, overwrite: bool) -> None:
+    """OutputError (exit 5) unless OUT is free, or `overwrite` and its loss is accounted for."""
+    kind = _kind(placement.out)
+    if kind is None or (
+        kind == stat.S_IFDIR and not placement.single_file and _is_empty(placement)
+    ):
+        return
+    if kind not in {stat.S_IFDIR, stat.S_IFREG}:
+        raise _refusal(placement.out, "is neither a file nor a directory", "choose another name")
+    if not overwrite:
+        what = "exists" if kind == stat.S_IFREG or placement.single_file else "is not empty"
+        raise _refusal(placement.out, what, "choose another name, or --overwrite")
+    if kind == stat.S_IFDIR:
+        _check_accounted(placement)
+
+
+def is_published(publication: Publication, placement: Placement) -> bool:
+    """Whether OUT is, file by file, what the publication was about to put there."""
+    if identity(placement.out / publication.witness) != publication.inode:
+        return False
+    if _kind(placement.out) == stat.S_IFREG:
+        return [os.lstat(placement.out).st_size] == list(publication.files.values())
+    there = {name: status.st_size for name, status in files_under(placement.out, skip=OURS)}
+    return there == publication.files
+
+
+def files_under(
+    root: Path, *, skip: frozenset[str] = frozenset(), prefix: str = ""
+) -> Iterator[tuple[str, os.stat_result]]:
+    """Relative name and status of everything below `root` that is no directory, sorted.
+
+    Symlinks are reported, not followed; `skip` leaves out names of the top.
+    """
+    try:
+        with os.scandir(root) as entries:
+            children = sorted(entries, key=lambda entry: entry.name)
+        statuses = [child.stat(follow_symlinks=False) for child in children]
+    except OSError as failure:
+        raise unreadable(failure, root, printable(str(root))) from failure
+    for child, status in zip(children, statuses, strict=True):
+        if child.name in skip:
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            yield from files_under(root / child.name, prefix=f"{prefix}{child.name}/")
+        else:
+            yield prefix + child.name, status
+
+
+def _check_accounted(placement: Placement) -> None:
+    known = _accounted(placement.out)
+    skip = OURS if placement.in_place else frozenset()
+    for name, status in files_under(placement.out, skip=skip):
+        size = known.get(name, -1)
+        if not stat.S_ISREG(status.st_mode) or size not in {None, status.st_size}:
+            what = f"holds {printable(name)!r}, which no adaptool receipt accounts for"
+            hint = "move what is yours elsewhere, or choose another name"
+            raise _refusal(placement.out, what, hint)
+
+
+def _accounted(out: Path) -> dict[str, int | None]:
+    """Names and sizes that the receipt in `out` lists; None for a size that it does not give."""
+    receipt = read_record(out / RECEIPT)
+    if receipt is None:
+        return {}
+    outputs = receipt.get("outputs")
+    listed = [row for row in outputs if isinstance(row, dict)] if isinstance(outputs, list) else []
+    known: dict[str, int | None] = {
+        row["name"]: row["bytes"]
+        for row in listed
+        if isinstance(row.get("name"), str) and type(row.get("bytes")) is int
+    }
+    return known | dict.fromkeys(SIDECARS)
+
+
+def _is_empty(placement: Placement) -> bool:
+    skip = OURS if placement.in_place else frozenset()
+    try:
+        return not set(os.listdir(placement.out)) - skip
+    except OSError as failure:
+        raise unreadable(failure, placement.out, printable(str(placement.out))) from failure
+
+
+def _kind(path: Path) -> int | None:
+    try:
+        return stat.S_IFMT(os.lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as failure:
+        raise unreadable(failure, path, printable(str(path))) from failure
+
+
+def _refusal(out: Path, what: str, hint: str) -> OutputError:
+    return OutputError(what, code=Code.OUTPUT_EXISTS, file=printable(str(out)), hint=hint)
