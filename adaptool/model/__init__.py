@@ -1,0 +1,1 @@
+"""Values: adapters, deltas, targets, plans, receipts, options and results."""

@@ -1,0 +1,98 @@
+"""An adapter, in delta space: it can be decoded from any layout and knows no base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from adaptool.findings import Finding
+from adaptool.store.tensors import TensorRef
+
+
+class Form(StrEnum):
+    """What kind of parameter a delta belongs to; decides how it may lie in the base tensor."""
+
+    LINEAR = "linear"
+    EMBEDDING = "embedding"
+    CONVOLUTION = "convolution"
+    EXPERTS = "experts"
+    VECTOR = "vector"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a tuner reads from config and shapes, before any tensor is loaded.
+
+    `out` x `inner` is the delta as a matrix (for a convolution `inner` is in * kernel, for stacked
+    experts one expert's); `kernel` the convolution's trailing axes; `experts` how many matrices
+    are stacked (0: not stacked). `scaling` multiplies the product of the factors. `conventions`
+    are the tuner's own switches, JSON-able.
+    """
+
+    form: Form
+    out: int
+    inner: int
+    scaling: float
+    rank: int | None = None
+    alpha: float | None = None
+    kernel: tuple[int, ...] = ()
+    experts: int = 0
+    conventions: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """One module's update: a tuner, its factors by role name, and the terms they are used on.
+
+    `parameter` is the name the update belongs to, as the training library's module names it
+    (`model.layers.0.mlp.up_proj.weight`); `module` is what stands in the file's keys.
+    """
+
+    module: str
+    parameter: str
+    tuner: str
+    roles: Mapping[str, TensorRef]
+    terms: Terms
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained elements."""
+        return sum(ref.elements for ref in self.roles.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """A whole tensor that the adapter carries: modules_to_save, a bias, a copy of the base.
+
+    `rows` is set for trained token rows: row k of `value` replaces row `rows[k]`.
+    `copied_base` marks a `.base_layer.` copy, which a merge may find equal to the base.
+    """
+
+    parameter: str
+    value: TensorRef
+    rows: tuple[int, ...] | None = None
+    copied_base: bool = False
+    saved_module: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A decoded adapter: every tensor of its file is in `deltas`, `replaced`, `leftover` or
+    `dropped` (left out because the caller allowed it).
+    """
+
+    name: str
+    layout: str
+    config: Mapping[str, Any]
+    deltas: tuple[Delta, ...]
+    replaced: tuple[Replaced, ...]
+    leftover: tuple[TensorRef, ...]
+    tensors: Mapping[str, TensorRef]
+    findings: tuple[Finding, ...]
+    base: str | None = None
+    layer_replication: tuple[tuple[int, int], ...] = ()
+    keeps_ties: bool = False
+    fan_in_fan_out: bool | None = None
+    dropped: tuple[str, ...] = ()

@@ -1,0 +1,76 @@
+"""What a command was asked to do: one frozen dataclass per operation, validated once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from adaptool.errors import UsageError
+from adaptool.findings import Code
+
+
+class Precision(StrEnum):
+    """The arithmetic of a merge."""
+
+    FLOAT64 = "float64"
+    FLOAT32 = "float32"
+
+
+class OutputDtype(StrEnum):
+    """The dtype of the tensors written; `keep` is the base's, per tensor."""
+
+    KEEP = "keep"
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class Tie(StrEnum):
+    """What to do where an adapter changes one side of tied weights."""
+
+    UNTIE = "untie"
+    KEEP = "keep"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What does the work: never part of the result's bytes."""
+
+    device: str = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a thread count below 1."""
+        if self.threads is not None and self.threads < 1:
+            message = f"{self.threads} threads asked for; at least 1 is needed"
+            raise UsageError(message, code=Code.USAGE, field="--threads")
+
+
+@dataclass(frozen=True, slots=True)
+class Strength:
+    """One adapter of a merge and how much of it: `W + weight * (f(W) - W)`."""
+
+    path: Path
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a weight that is no number."""
+        if not math.isfinite(self.weight):
+            message = f"a weight must be a finite number, not {self.weight}"
+            raise UsageError(message, code=Code.USAGE, field="--weight")
+
+
+@dataclass(frozen=True, slots=True)
+class MergeOptions:
+    """The switches of a merge that decide its bytes."""
+
+    dtype: OutputDtype = OutputDtype.KEEP
+    precision: Precision = Precision.FLOAT64
+    max_shard_size: int | None = None
+    tie: Tie = Tie.UNTIE
+    skip_unmatched: bool = False
+    allow_drop: tuple[str, ...] = ()
+    checksum: bool = False

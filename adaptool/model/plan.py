@@ -1,0 +1,177 @@
+"""The Plan: one row per output tensor, and everything else the output holds.
+
+A plan is made from headers and configs alone; it can be printed, compared and digested. The engine
+fills its seats in any order, on any device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from adaptool.dtypes import Dtype
+from adaptool.findings import Finding
+from adaptool.model.adapter import Delta
+from adaptool.model.options import Precision
+from adaptool.model.view import View
+from adaptool.store.tensors import TensorRef
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One delta on one view of a row's tensor, at a weight; `adapter` is its place in the list."""
+
+    adapter: int
+    delta: Delta
+    view: View
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """A tensor that an adapter carries, mixed in: `W + weight * (value - W)`.
+
+    `rows`: only these rows of W, row k of `value` for row `rows[k]` (None: all of it).
+    """
+
+    adapter: int
+    value: TensorRef
+    weight: float
+    rows: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One output tensor: where its bytes come from, what is added, and its seat.
+
+    `offset` is absolute in `file`; `fold` is how many leading axes make the rows of the matrix
+    that views speak of.
+    """
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    length: int
+    source: TensorRef
+    pieces: tuple[Piece, ...] = ()
+    blends: tuple[Blend, ...] = ()
+    fold: int = 1
+    replaced: bool = False
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether its bytes are the source's bytes."""
+        return not self.pieces and not self.blends and self.source.dtype == self.dtype
+
+    @property
+    def is_touched(self) -> bool:
+        """Whether an adapter changes it."""
+        return bool(self.pieces or self.blends or self.replaced)
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(rows, columns) of the tensor seen as a matrix."""
+        if not self.shape:
+            return 1, 1
+        return prod(self.shape[: self.fold]), prod(self.shape[self.fold :])
+
+    def as_json(self) -> dict[str, Any]:
+        """The row of the printed plan."""
+        body: dict[str, Any] = {
+            "tensor": self.name,
+            "dtype": self.dtype.name,
+            "shape": list(self.shape),
+            "file": self.file,
+            "offset": self.offset,
+            "bytes": self.length,
+            "from": {"file": Path(self.source.file).name, "tensor": self.source.name},
+        }
+        if self.pieces:
+            body["deltas"] = [
+                {
+                    "adapter": piece.adapter,
+                    "module": piece.delta.module,
+                    "tuner": piece.delta.tuner,
+                    "scaling": piece.delta.terms.scaling,
+                    "weight": piece.weight,
+                    "view": piece.view.as_json(),
+                }
+                for piece in self.pieces
+            ]
+        if self.blends:
+            body["replaced_by"] = [
+                {"adapter": blend.adapter, "tensor": blend.value.name, "weight": blend.weight}
+                for blend in self.blends
+            ]
+        return body
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A weights file of the output: its header is final before the first tensor is written."""
+
+    name: str
+    header: bytes
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A small file of the output: bytes made here, or a file copied as it is."""
+
+    name: str
+    content: bytes | None = None
+    copy_of: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a weight-space operation will write."""
+
+    rows: tuple[Row, ...]
+    files: tuple[OutputFile, ...]
+    documents: tuple[Document, ...]
+    precision: Precision
+    findings: tuple[Finding, ...] = ()
+    decisions: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[Mapping[str, Any], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all weights files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def touched(self) -> int:
+        """How many tensors an adapter changes."""
+        return sum(row.is_touched for row in self.rows)
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as a dry run prints it."""
+        return {
+            "tensors": [row.as_json() for row in self.rows],
+            "files": [{"name": file.name, "bytes": file.size} for file in self.files],
+            "documents": [document.name for document in self.documents],
+            "precision": str(self.precision),
+            "decisions": dict(self.decisions),
+            "options": dict(self.options),
+        }
+
+    def digest(self) -> str:
+        """sha256 of everything that decides the output's bytes, inputs' identities included."""
+        digest = hashlib.sha256()
+        body = {**self.as_json(), "inputs": [dict(entry) for entry in self.inputs]}
+        digest.update(json.dumps(body, sort_keys=True).encode())
+        for file in self.files:
+            digest.update(file.header)
+        for document in self.documents:
+            digest.update(document.content or b"")
+        return digest.hexdigest()
