@@ -1,0 +1,116 @@
+"""From the module path of a PEFT key to the parameter it updates.
+
+Three kinds of path are not simply `<module>.weight`: a parameter targeted by name
+(`target_parameters`, whose keys do not name it), an nn.MultiheadAttention (whose output projection
+PEFT up to 0.21.2 adds twice), and the `.base_layer` parts that wrapping leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from adaptool.errors import InputError
+from adaptool.findings import Code, Finding, Severity
+from adaptool.model.adapter import Terms
+from adaptool.store.tensors import TensorRef
+
+WRAPPED = ".base_layer"
+MHA_OUT = ".base_layer.out_proj"
+# PEFT wraps parameters in the order in which the module registers them, the first one innermost.
+REGISTERED = ("gate_up_proj", "gate_proj", "w1", "v1", "up_proj", "w2", "down_proj", "w3")
+
+
+class ModuleNames:
+    """Parameter names for the module paths of one adapter."""
+
+    def __init__(
+        self, config: Mapping[str, Any], tensors: Mapping[str, TensorRef], prefix: str
+    ) -> None:
+        """Take in the config's `target_parameters` and how deep each module is wrapped."""
+        self._targets = tuple(config.get("target_parameters") or ())
+        self._by_parent: dict[str, list[str]] = {}
+        for target in self._targets:
+            parent, _, name = target.rpartition(".")
+            self._by_parent.setdefault(parent, []).append(name)
+        self._depths: dict[str, set[int]] = {}
+        self._doubled: list[str] = []
+        if self._targets:
+            self._measure(tensors, prefix)
+
+    def _measure(self, tensors: Mapping[str, TensorRef], prefix: str) -> None:
+        for key in tensors:
+            path, found, _ = key.removeprefix(prefix).partition(".lora_A.")
+            if found:
+                module, depth = unwrapped(path)
+                self._depths.setdefault(module, set()).add(depth)
+
+    def is_parameter(self, path: str) -> bool:
+        """Whether `path` stands for a parameter targeted by name."""
+        return bool(self._names(unwrapped(path)[0]))
+
+    def parameter(self, path: str) -> str:
+        """The full name of the parameter that keys under `path` update."""
+        if path.endswith(MHA_OUT):
+            return path.removesuffix(MHA_OUT) + ".out_proj.weight"
+        module, depth = unwrapped(path)
+        names = self._names(module)
+        if not names:
+            return f"{module.replace(WRAPPED + '.', '.')}.weight"
+        depths = self._depths[module]
+        if len(names) != len(depths) or depths != set(range(len(depths))):
+            message = (
+                f"{len(depths)} wrapped parameters for the {len(names)} that target_parameters "
+                f"names here ({', '.join(names)})"
+            )
+            raise InputError(
+                message, code=Code.SHAPE_AMBIGUOUS, tensor=path, field="target_parameters"
+            )
+        return f"{module}.{names[len(names) - 1 - depth]}"
+
+    def _names(self, module: str) -> list[str]:
+        """The parameters of `module` that the config targets, innermost wrapping first."""
+        names: set[str] = set()
+        suffix = module
+        while suffix:
+            names.update(self._by_parent.get(suffix, ()))
+            suffix = suffix.partition(".")[2]
+        names.update(self._by_parent.get("", ()) if module in self._depths else ())
+        return sorted(names, key=_registration)
+
+    def adjusted(self, path: str, terms: Terms) -> Terms:
+        """Terms with PEFT's double counting of nn.MultiheadAttention's output projection."""
+        if not path.endswith(MHA_OUT):
+            return terms
+        # The adapter was trained with the factor 2 in every forward, so the merge keeps it.
+        self._doubled.append(path)
+        return self.scaled(terms, 2 * terms.scaling)
+
+    @staticmethod
+    def scaled(terms: Terms, scaling: float) -> Terms:
+        """The same terms with another scaling."""
+        return replace(terms, scaling=scaling)
+
+    def findings(self) -> tuple[Finding, ...]:
+        """One note for all doubled output projections."""
+        if not self._doubled:
+            return ()
+        message = (
+            f"{len(self._doubled)} attention output projections count twice, as PEFT up to 0.21.2 "
+            "trains and merges them"
+        )
+        return (Finding(Code.PEFT_QUIRK, Severity.WARNING, message, tensor=self._doubled[0]),)
+
+
+def unwrapped(path: str) -> tuple[str, int]:
+    """The path without trailing `.base_layer` parts, and how many there were."""
+    depth = 0
+    while path.endswith(WRAPPED):
+        path = path.removesuffix(WRAPPED)
+        depth += 1
+    return path, depth
+
+
+def _registration(name: str) -> tuple[int, str]:
+    return (REGISTERED.index(name) if name in REGISTERED else len(REGISTERED), name)

@@ -1,0 +1,167 @@
+"""What config and tensors of a PEFT adapter say about each other.
+
+The tensors decide which modules are hit; the config is checked against them, never obeyed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from adaptool.errors import AdaptoolError, InputError, gathered
+from adaptool.findings import Code, Finding, Severity
+from adaptool.model.adapter import Adapter
+from adaptool.store.adapter_files import AdapterFiles
+
+# PEFT lists both for classification tasks; a model has one of them.
+CLASSIFIERS = frozenset({"classifier", "score"})
+CLASSIFYING = frozenset({"SEQ_CLS", "TOKEN_CLS"})
+
+
+def review(adapter: Adapter, files: AdapterFiles) -> Adapter:
+    """The adapter with its findings; InputError where something that must be there is missing."""
+    errors = [*_missing_magnitudes(adapter, files), *_missing_saved(adapter, files)]
+    if adapter.leftover:
+        errors.append(_unrecognised(adapter, files))
+    if not adapter.deltas and not adapter.replaced and not errors:
+        message = f"{len(adapter.tensors)} tensors, none of an adapter"
+        errors.append(
+            InputError(message, code=Code.NO_ADAPTER_TENSORS, file=files.source.name)
+        )
+    if errors:
+        raise gathered(errors)
+    notes = (*_bias_notes(adapter, files), *_target_notes(adapter, files), *_rank_notes(adapter))
+    return replace(
+        adapter,
+        findings=(*adapter.findings, *notes),
+        replaced=tuple(
+            replace(item, saved_module=item.saved_module or _is_saved(adapter, item.parameter))
+            for item in adapter.replaced
+        ),
+    )
+
+
+def _is_saved(adapter: Adapter, parameter: str) -> bool:
+    module = parameter.rpartition(".")[0]
+    names = set(adapter.config.get("modules_to_save") or ())
+    if adapter.config.get("task_type") in CLASSIFYING:
+        names |= CLASSIFIERS
+    return any(f".{name}." in f".{module}." for name in names)
+
+
+def _unrecognised(adapter: Adapter, files: AdapterFiles) -> AdaptoolError:
+    names = [ref.name for ref in adapter.leftover]
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    message = f"{len(names)} of {len(adapter.tensors)} keys not recognised: {shown}"
+    hint = "another tuner or layout wrote them; nothing is dropped in silence"
+    return InputError(
+        message,
+        code=Code.KEYS_UNRECOGNISED,
+        file=files.source.name,
+        tensor=names[0],
+        hint=hint,
+    )
+
+
+def _missing_magnitudes(adapter: Adapter, files: AdapterFiles) -> Iterator[AdaptoolError]:
+    if not adapter.config.get("use_dora"):
+        return
+    plain = [delta.module for delta in adapter.deltas if delta.tuner == "lora"]
+    if plain:
+        message = f"use_dora is true, but {len(plain)} modules have no lora_magnitude_vector"
+        hint = "without it the weights would be wrong; the file is incomplete"
+        yield InputError(
+            message,
+            code=Code.MAGNITUDE_MISSING,
+            file=files.source.name,
+            tensor=plain[0],
+            field="use_dora",
+            hint=hint,
+        )
+
+
+def _missing_saved(adapter: Adapter, files: AdapterFiles) -> Iterator[AdaptoolError]:
+    present = {f".{item.parameter}" for item in adapter.replaced}
+    names = set(adapter.config.get("modules_to_save") or ())
+    if adapter.config.get("task_type") in CLASSIFYING and _any_named(CLASSIFIERS, present):
+        names -= CLASSIFIERS
+    for name in sorted(names):
+        if not _any_named({name}, present):
+            message = f"modules_to_save names {name!r}, the file holds no tensor of it"
+            yield InputError(
+                message,
+                code=Code.MODULES_TO_SAVE_MISSING,
+                file=files.source.name,
+                field="modules_to_save",
+                hint="the file is incomplete: save the adapter again",
+            )
+
+
+def _any_named(names: frozenset[str] | set[str], present: set[str]) -> bool:
+    # PEFT matches with a plain `endswith`, without a dot before the name.
+    return any(f"{name}." in entry for entry in present for name in names)
+
+
+def _bias_notes(adapter: Adapter, files: AdapterFiles) -> Iterator[Finding]:
+    bias = adapter.config.get("bias", "none")
+    if bias in ("all", "lora_only") and not any(
+        item.parameter.endswith(".bias") for item in adapter.replaced
+    ):
+        message = f"bias is {bias!r}, the file holds no bias"
+        yield Finding(
+            Code.BIAS_MISSING, Severity.WARNING, message, file=files.config_file, field="bias"
+        )
+
+
+def target_names(config: Any) -> tuple[str, ...]:  # noqa: ANN401 - a JSON value
+    """`target_modules` where it is a list of names; a regular expression names none."""
+    targets = config.get("target_modules")
+    return tuple(targets) if isinstance(targets, list) else ()
+
+
+def _target_notes(adapter: Adapter, files: AdapterFiles) -> Iterator[Finding]:
+    names = target_names(adapter.config)
+    if not names or adapter.config.get("target_parameters"):
+        return
+    suffixes = tuple(f".{name}" for name in names)
+    orphans = [
+        delta.module
+        for delta in adapter.deltas
+        if not f".{delta.parameter.rpartition('.')[0]}".endswith(suffixes)
+    ]
+    if orphans:
+        message = f"{len(orphans)} modules have tensors but are not in target_modules; all are used"
+        yield Finding(
+            Code.TARGETS_FEWER_THAN_TENSORS,
+            Severity.WARNING,
+            message,
+            file=files.config_file,
+            tensor=orphans[0],
+            field="target_modules",
+        )
+
+
+def absent_targets(adapter: Adapter) -> tuple[str, ...]:
+    """Names in `target_modules` that no tensor of the adapter belongs to."""
+    modules = [f".{delta.parameter.rpartition('.')[0]}" for delta in adapter.deltas]
+    return tuple(
+        name
+        for name in target_names(adapter.config)
+        if not any(module.endswith(f".{name}") for module in modules)
+    )
+
+
+def _rank_notes(adapter: Adapter) -> Iterator[Finding]:
+    for delta in adapter.deltas:
+        terms = delta.terms
+        least = min(terms.out, terms.inner)
+        if terms.rank is not None and terms.rank > least:
+            message = f"rank {terms.rank} exceeds the delta's {terms.out} x {terms.inner}"
+            yield Finding(
+                Code.RANK_EXCEEDS_SHAPE,
+                Severity.WARNING,
+                message,
+                tensor=delta.module,
+                hint=f"adaptool resize --rank {least} makes it smaller without loss",
+            )
