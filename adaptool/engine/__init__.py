@@ -1,0 +1,1 @@
+"""Plan in, bytes out: reading, computing, rounding, writing, on CPU or CUDA."""

@@ -1,0 +1,208 @@
+"""One worker's buffers and the loop over its tiles: read, compute, round, hand on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adaptool.engine.arithmetic import Arithmetic, torch_dtype
+from adaptool.engine.outlets import Outlet
+from adaptool.engine.rounding import round_into
+from adaptool.engine.sampling import Sampling, sampled
+from adaptool.engine.tiles import FillJob, tile_height, tiles
+from adaptool.errors import InputError
+from adaptool.findings import Code
+from adaptool.model.plan import Blend, Piece, Row
+from adaptool.model.tuner import Update
+from adaptool.store.tensors import TensorRef
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A piece whose factors are loaded."""
+
+    piece: Piece
+    update: Update
+    additive: bool
+
+
+class Lane:
+    """Reusable buffers of one thread: `capacity` elements, grown where a row is longer."""
+
+    def __init__(self, arithmetic: Arithmetic, sampling: Sampling) -> None:
+        """On CUDA the byte buffers are pinned and the lane has its own stream."""
+        import torch
+
+        self._arithmetic = arithmetic
+        self._sampling = sampling
+        self._capacity = 0
+        cuda = arithmetic.device.type == "cuda"
+        self._stream = torch.cuda.Stream(arithmetic.device) if cuda else None
+
+    def _grow(self, elements: int) -> None:
+        import torch
+
+        if elements <= self._capacity:
+            return
+        self._capacity = elements
+        device, dtype = self._arithmetic.device, self._arithmetic.dtype
+        pinned = device.type == "cuda"
+        self._read = torch.empty(elements * 8, dtype=torch.uint8, pin_memory=pinned)
+        self._write = torch.empty(elements * 8, dtype=torch.uint8, pin_memory=pinned)
+        self._base = torch.empty(elements, dtype=dtype, device=device)
+        self._out = torch.empty(elements, dtype=dtype, device=device)
+        self._single = torch.empty(elements, dtype=torch.float32, device=device)
+
+    def run(self, job: FillJob, updates: list[Prepared], outlet: Outlet) -> None:
+        """Fill the job's rows, tile by tile."""
+        import torch
+
+        columns = job.row.matrix[1]
+        height = tile_height(columns, self._arithmetic.tile_elements)
+        self._grow((height + 1) * max(1, columns))
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            for start, stop in tiles(job.start, job.stop, height):
+                self._tile(job.row, start, stop, updates, outlet)
+
+    def observe(self, row: Row, height: int, watching: list[Prepared]) -> None:
+        """Show all of W to the updates that must see it first, in blocks of `height` rows."""
+        import torch
+
+        count, columns = row.matrix
+        self._grow((height + 1) * max(1, columns))
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            for start, stop in tiles(0, count, height):
+                base = self._load(row.source, start * columns, (stop - start, columns))
+                for prepared in watching:
+                    view = prepared.piece.view
+                    for block, own in view.rows.pieces(start, stop):
+                        prepared.update.observe(_cut(base, block, view.columns), own)  # type: ignore[attr-defined]
+            for prepared in watching:
+                prepared.update.settle()  # type: ignore[attr-defined]
+
+    def _load(self, ref: TensorRef, first: int, shape: tuple[int, int]) -> torch.Tensor:
+        """`shape` values of `ref` from element `first` on, in the arithmetic's dtype."""
+        size = ref.dtype.bits // 8
+        count = shape[0] * shape[1]
+        raw = self._read[: count * size]
+        if count:
+            ref.source.read_into(ref.offset + first * size, memoryview(raw.numpy()))
+        base = self._base[:count].view(shape)
+        base.copy_(raw.view(torch_dtype(ref.dtype)).view(shape), non_blocking=True)
+        self._settled()
+        return base
+
+    def _settled(self) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def _tile(
+        self, row: Row, start: int, stop: int, updates: list[Prepared], outlet: Outlet
+    ) -> None:
+        columns = row.matrix[1]
+        shape = (stop - start, columns)
+        base = self._load(row.source, start * columns, shape)
+        sampling = row.is_touched and bool(sampled(row, start, stop))
+        out = base
+        if row.blends or sampling or not all(prepared.additive for prepared in updates):
+            out = self._out[: base.numel()].view(shape).copy_(base)
+        for blend in row.blends:
+            self._blend(blend, row, start, out, base)
+        for prepared in updates:
+            view = prepared.piece.view
+            for block, own in view.rows.pieces(start, stop):
+                target, seen = _cut(out, block, view.columns), _cut(base, block, view.columns)
+                prepared.update.accumulate(target, seen, own)
+        self._store(row, start, out, base if sampling else None, outlet)
+
+    def _blend(
+        self, blend: Blend, row: Row, start: int, out: torch.Tensor, base: torch.Tensor
+    ) -> None:
+        """out += weight * (value - base), on all of the tile's rows or on the token rows in it."""
+        width = base.shape[1]
+        if blend.rows is None:
+            value = self._value(blend.value, start * width, base.shape[0] * width)
+            _mix(out, base, value.view(base.shape), blend.weight)
+            return
+        for place, index in enumerate(blend.rows):
+            if start <= index < start + base.shape[0]:
+                value = self._value(blend.value, place * width, width)
+                _mix(out[index - start], base[index - start], value, blend.weight)
+
+    def _value(self, ref: TensorRef, first: int, count: int) -> torch.Tensor:
+        size = ref.dtype.bits // 8
+        raw = self._read[: count * size]
+        ref.source.read_into(ref.offset + first * size, memoryview(raw.numpy()))
+        return raw.view(torch_dtype(ref.dtype)).to(
+            device=self._arithmetic.device, dtype=self._arithmetic.dtype
+        )
+
+    def _store(
+        self,
+        row: Row,
+        start: int,
+        out: torch.Tensor,
+        base: torch.Tensor | None,
+        outlet: Outlet,
+    ) -> None:
+        size = row.dtype.bits // 8
+        raw = self._write[: out.numel() * size]
+        stored = raw.view(torch_dtype(row.dtype)).view(out.shape)
+        single = self._single[: out.numel()].view(out.shape)
+        if self._stream is None:
+            round_into(stored, out, single)
+        else:
+            on_device = out.new_empty(out.shape, dtype=stored.dtype)
+            round_into(on_device, out, single)
+            stored.copy_(on_device, non_blocking=True)
+            self._settled()
+        _check_finite(row, start, stored)
+        if base is not None:
+            self._sampling.take(row, start, base.cpu(), out.cpu(), stored)
+        if row.length:
+            outlet.fill(row, start * out.shape[1] * size, memoryview(raw.numpy()))
+
+
+def _cut(matrix: torch.Tensor, rows: slice, columns: object) -> torch.Tensor:
+    from adaptool.model.view import Span
+
+    part = matrix[rows]
+    if isinstance(columns, Span) and not columns.is_whole(matrix.shape[1]):
+        stop = columns.start + (columns.length - 1) * columns.step + 1
+        part = part[:, columns.start : stop : columns.step]
+    return part
+
+
+def _mix(out: torch.Tensor, base: torch.Tensor, value: torch.Tensor, weight: float) -> None:
+    """out += weight * (value - base); exact where the weight is 1 and out is base."""
+    if weight == 1.0:
+        out.sub_(base).add_(value)
+    else:
+        out.add_(value.sub(base), alpha=weight)
+
+
+def _check_finite(row: Row, start: int, stored: torch.Tensor) -> None:
+    import torch
+
+    if stored.element_size() > 1 and bool(torch.isfinite(stored.sum(dtype=_sum_dtype(stored)))):
+        return
+    values = stored.double()
+    bad = (~torch.isfinite(values)).flatten().nonzero()
+    if not len(bad) or not row.is_touched:
+        return
+    first = int(bad[0]) // stored.shape[1] + start
+    message = f"{len(bad)} merged values do not fit {row.dtype.name}, the first in row {first}"
+    hint = "--dtype float32 or bfloat16 has the range"
+    raise InputError(
+        message, code=Code.RESULT_NOT_FINITE, file=row.file, tensor=row.name, hint=hint
+    )
+
+
+def _sum_dtype(stored: torch.Tensor) -> torch.dtype:
+    """A sum that cannot overflow before the values do: float32 for 16-bit values."""
+    import torch
+
+    return torch.float32 if stored.element_size() == 2 else torch.float64  # noqa: PLR2004 - bytes

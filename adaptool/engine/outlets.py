@@ -1,0 +1,57 @@
+"""Where computed bytes go: into files, or into a comparison."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from adaptool.engine.tiles import CopyJob
+from adaptool.model.plan import Row
+from adaptool.store.sink import Sink
+
+
+class Outlet(Protocol):
+    """Takes what the engine makes, from several threads, each byte once."""
+
+    def fill(self, row: Row, start: int, content: memoryview) -> None:
+        """Bytes of `row`'s tensor from byte `start` on."""
+        ...
+
+    def copy(self, job: CopyJob) -> None:
+        """A run of bytes that is the source's own."""
+        ...
+
+
+class FileOutlet:
+    """Writes into the staged files; a file is finished with its last byte."""
+
+    def __init__(self, sinks: Mapping[str, Sink], finish: Callable[[str], None]) -> None:
+        """`sinks` by file name; `finish` is called once with a file that has all its bytes."""
+        self._sinks = sinks
+        self._finish = finish
+        self._missing: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def expect(self, file: str, count: int) -> None:
+        """`count` bytes will come for `file`."""
+        self._missing[file] = count
+        if not count:
+            self._finish(file)
+
+    def fill(self, row: Row, start: int, content: memoryview) -> None:
+        """Write a tile at its seat."""
+        self._sinks[row.file].write(row.offset + start, content)
+        self._count(row.file, len(content))
+
+    def copy(self, job: CopyJob) -> None:
+        """Copy in the kernel."""
+        self._sinks[job.file].copy_from(job.source, job.source_offset, job.offset, job.length)
+        self._count(job.file, job.length)
+
+    def _count(self, file: str, length: int) -> None:
+        with self._lock:
+            self._missing[file] -= length
+            done = not self._missing[file]
+        if done:
+            self._finish(file)

@@ -1,0 +1,122 @@
+"""From a plan to a published directory: stage, fill, finish, receipt, commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from adaptool.engine.outlets import FileOutlet
+from adaptool.engine.run import Outcome, Progress, run
+from adaptool.engine.tiles import TILE_ELEMENTS
+from adaptool.findings import Finding
+from adaptool.model.options import Machine
+from adaptool.model.plan import Document, Plan
+from adaptool.model.receipt import RECEIPT, SUMS, OutputEntry, receipt
+from adaptool.store.digest import sha256_of
+from adaptool.store.disk import Disk
+from adaptool.store.documents import encode_json
+from adaptool.store.local import LocalSource
+from adaptool.store.sink import FileSink
+from adaptool.store.staging import Staging
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a run left: the engine's outcome, and what publishing had to say."""
+
+    outcome: Outcome
+    findings: tuple[Finding, ...]
+
+
+def write_model(
+    plan: Plan,
+    out: Path,
+    command: str,
+    machine: Machine,
+    *,
+    overwrite: bool = False,
+    checksum: bool = False,
+    progress: Progress | None = None,
+    disk: Disk | None = None,
+    tile_elements: int = TILE_ELEMENTS,
+) -> Written:
+    """Write the plan's output to `out`, whole or not at all.
+
+    OutputError and what else goes wrong leave `out` as it was; an interrupted run stays staged
+    and is taken up by the same command.
+    """
+    with Staging.open(out, plan.digest(), disk or Disk(), overwrite=overwrite) as staging:
+        outcome = _fill(plan, staging, machine, progress, tile_elements)
+        outputs = [_document(staging, document) for document in plan.documents]
+        outputs += [OutputEntry(file.name, file.size) for file in plan.files]
+        outputs.sort(key=lambda entry: entry.name)
+        if checksum:
+            outputs = [_hashed(staging.placement.payload, entry) for entry in outputs]
+            _put(staging, SUMS, _sums(outputs))
+        _put(staging, RECEIPT, encode_json(receipt(command, plan, outputs, outcome.stats)))
+        _check_unchanged(plan)
+        staging.commit()
+        return Written(outcome, staging.findings)
+
+
+def _check_unchanged(plan: Plan) -> None:
+    """IntegrityError where an input changed while it was read."""
+    for source in {id(row.source.source): row.source.source for row in plan.rows}.values():
+        check = getattr(source, "check_unchanged", None)
+        if check is not None:
+            check()
+
+
+def _fill(
+    plan: Plan,
+    staging: Staging,
+    machine: Machine,
+    progress: Progress | None,
+    tile_elements: int,
+) -> Outcome:
+    """All weights files: headers, then every seat; each is made durable behind the work."""
+    sinks: dict[str, FileSink] = {}
+    finishing: list[Future[None]] = []
+    with ThreadPoolExecutor(1, thread_name_prefix="adaptool-fsync") as finisher:
+
+        def finish(name: str) -> None:
+            finishing.append(finisher.submit(staging.finished, sinks[name]))
+
+        outlet = FileOutlet(sinks, finish)
+        for file in plan.files:
+            sinks[file.name] = staging.sink(file.name, file.size)
+            sinks[file.name].write(0, memoryview(file.header))
+            outlet.expect(file.name, file.size - len(file.header))
+        outcome = run(plan, outlet, machine, progress=progress, tile_elements=tile_elements)
+        for future in finishing:
+            future.result()
+    return outcome
+
+
+def _document(staging: Staging, document: Document) -> OutputEntry:
+    if document.copy_of is None:
+        _put(staging, document.name, document.content or b"")
+        return OutputEntry(document.name, len(document.content or b""))
+    with LocalSource(document.copy_of) as source:
+        sink = staging.sink(document.name, source.size)
+        sink.copy_from(source, 0, 0, source.size)
+        staging.finished(sink)
+        return OutputEntry(document.name, source.size)
+
+
+def _put(staging: Staging, name: str, content: bytes) -> None:
+    sink = staging.sink(name, len(content))
+    sink.write(0, memoryview(content))
+    staging.finished(sink)
+
+
+def _hashed(folder: Path, entry: OutputEntry) -> OutputEntry:
+    with LocalSource(folder / entry.name) as source:
+        return OutputEntry(entry.name, entry.bytes, sha256_of(source))
+
+
+def _sums(outputs: Sequence[OutputEntry]) -> bytes:
+    """coreutils' format: `sha256sum -c SHA256SUMS` checks the directory."""
+    return "".join(f"{entry.sha256}  {entry.name}\n" for entry in outputs).encode()
