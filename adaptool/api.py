@@ -1,0 +1,221 @@
+"""The verbs, as functions: paths and keyword options in, a typed result out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from adaptool.engine.compare import ComparingOutlet
+from adaptool.engine.run import run
+from adaptool.engine.write import write_model
+from adaptool.errors import UsageError
+from adaptool.findings import Code
+from adaptool.layouts import decode
+from adaptool.model.options import (
+    Machine,
+    MergeOptions,
+    OutputDtype,
+    Precision,
+    Strength,
+    Tie,
+)
+from adaptool.model.plan import Plan
+from adaptool.model.receipt import RECEIPT
+from adaptool.model.results import (
+    AdapterSummary,
+    CheckpointSummary,
+    MergeResult,
+    MergeStats,
+    ValidateResult,
+    VerifyResult,
+)
+from adaptool.ops.inspect import inspect_path
+from adaptool.ops.merge import Part, plan_merge
+from adaptool.ops.validate import validate_path
+from adaptool.ops.verify import options_of, structure
+from adaptool.store.adapter_files import open_adapter
+from adaptool.store.checkpoint import Checkpoint, open_checkpoint
+from adaptool.store.disk import Disk
+from adaptool.store.documents import read_json_object
+from adaptool.store.preflight import preflight
+
+Progress = Callable[[int, int], None]
+LARGEST_RECEIPT = 64 * 1024 * 1024
+BYTES = -1  # verify's tolerance: even -0 for 0 counts
+
+
+def merge(
+    base: Path | str,
+    adapter: Path | str,
+    out: Path | str,
+    *,
+    weight: float = 1.0,
+    add: Sequence[Path | str | Strength] = (),
+    dtype: str = "keep",
+    precision: str = "float64",
+    max_shard_size: int | None = None,
+    tie: str = "untie",
+    skip_unmatched: bool = False,
+    allow_drop: Sequence[str] = (),
+    checksum: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: Progress | None = None,
+    disk: Disk | None = None,
+) -> MergeResult:
+    """Merge adapters into a base, shard by shard, into the new directory `out`.
+
+    The result is `W + sum_i w_i (f_i(W) - W)`, rounded once. Raises an AdaptoolError and leaves
+    `out` as it was where anything is wrong.
+    """
+    began = time.monotonic()
+    options = MergeOptions(
+        dtype=OutputDtype(dtype),
+        precision=Precision(precision),
+        max_shard_size=max_shard_size,
+        tie=Tie(tie),
+        skip_unmatched=skip_unmatched,
+        allow_drop=tuple(allow_drop),
+        checksum=checksum,
+    )
+    strengths = [Strength(Path(adapter), weight), *map(_strength, add)]
+    machine, target = Machine(device, threads), Path(out)
+    inputs = [Path(base), *(strength.path for strength in strengths)]
+    used = disk or Disk()
+    with ExitStack() as stack:
+        plan = _planned(stack, Path(base), strengths, options)
+        preflight(target, inputs, overwrite=overwrite, need_bytes=plan.bytes, disk=used)
+        if dry_run:
+            return _merge_result(target, plan, MergeStats(None, None), device, began, dry_run=True)
+        written = write_model(
+            plan,
+            target,
+            "merge",
+            machine,
+            overwrite=overwrite,
+            checksum=checksum,
+            progress=progress,
+            disk=used,
+        )
+    plan = replace(plan, findings=(*plan.findings, *written.findings))
+    return _merge_result(target, plan, written.outcome.stats, written.outcome.device, began)
+
+
+def verify(
+    base: Path | str,
+    adapter: Path | str,
+    merged: Path | str,
+    *,
+    weight: float | None = None,
+    add: Sequence[Path | str | Strength] = (),
+    dtype: str | None = None,
+    precision: str | None = None,
+    tie: str | None = None,
+    skip_unmatched: bool | None = None,
+    allow_drop: Sequence[str] | None = None,
+    exact: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> VerifyResult:
+    """Recompute a merge and compare it with `merged`, element by element.
+
+    Options left out come from the merged model's receipt, else from merge's defaults. An element
+    may differ by one step of its dtype; with `exact` by nothing.
+    """
+    weights, options = _recorded(Path(merged))
+    options = replace(
+        options,
+        dtype=OutputDtype(dtype) if dtype else options.dtype,
+        precision=Precision(precision) if precision else options.precision,
+        tie=Tie(tie) if tie else options.tie,
+        skip_unmatched=options.skip_unmatched if skip_unmatched is None else skip_unmatched,
+        allow_drop=options.allow_drop if allow_drop is None else tuple(allow_drop),
+    )
+    first = weight if weight is not None else next(iter(weights), 1.0)
+    strengths = [Strength(Path(adapter), first)]
+    for place, entry in enumerate(add, start=1):
+        default = weights[place] if place < len(weights) else 1.0
+        strengths.append(_strength(entry, default))
+    _check_count(strengths, weights, Path(merged))
+    with ExitStack() as stack:
+        plan = _planned(stack, Path(base), strengths, options)
+        result = stack.enter_context(open_checkpoint(Path(merged)))
+        comparable, different = structure(plan, result)
+        outlet = ComparingOutlet(comparable, tolerance=BYTES if exact else 1)
+        run(plan, outlet, Machine(device, threads), progress=progress)
+        different += outlet.differences({row.name: row for row in plan.rows})
+    return VerifyResult(not different, len(plan.rows), tuple(different), plan.findings)
+
+
+def inspect(
+    path: Path | str, *, values: bool = False, base: Path | str | None = None
+) -> AdapterSummary | CheckpointSummary:
+    """What an adapter or a checkpoint is; reads headers only, weights with `values`."""
+    return inspect_path(Path(path), values=values, base=Path(base) if base else None)
+
+
+def validate(
+    path: Path | str,
+    *,
+    base: Path | str | None = None,
+    values: bool = False,
+    strict: bool = False,
+) -> ValidateResult:
+    """Findings about an adapter or a checkpoint; with `base`, whether they fit."""
+    findings = validate_path(Path(path), base=Path(base) if base else None, values=values)
+    return ValidateResult(findings, strict)
+
+
+def _strength(entry: Path | str | Strength, weight: float = 1.0) -> Strength:
+    return entry if isinstance(entry, Strength) else Strength(Path(entry), weight)
+
+
+def _planned(
+    stack: ExitStack, base: Path, strengths: Sequence[Strength], options: MergeOptions
+) -> Plan:
+    """Open everything (closed with `stack`) and make the plan."""
+    opened: Checkpoint = stack.enter_context(open_checkpoint(base))
+    parts = []
+    for strength in strengths:
+        files = stack.enter_context(open_adapter(strength.path))
+        parts.append(Part(files, decode(files, options.allow_drop), strength.weight))
+    return plan_merge(opened, parts, options)
+
+
+def _recorded(merged: Path) -> tuple[list[float], MergeOptions]:
+    path = merged / RECEIPT
+    if not path.exists():
+        return [], MergeOptions()
+    receipt = read_json_object(path, limit_bytes=LARGEST_RECEIPT, what="receipt")
+    return options_of(receipt, str(path))
+
+
+def _check_count(strengths: Sequence[Strength], weights: Sequence[float], merged: Path) -> None:
+    if weights and len(weights) != len(strengths):
+        message = f"merged from {len(weights)} adapters, {len(strengths)} given"
+        hint = "name the others with --add, in the order of the merge"
+        raise UsageError(message, code=Code.USAGE, file=str(merged / RECEIPT), hint=hint)
+
+
+def _merge_result(
+    out: Path, plan: Plan, stats: MergeStats, device: str, began: float, *, dry_run: bool = False
+) -> MergeResult:
+    return MergeResult(
+        out=out,
+        total=len(plan.rows),
+        touched=plan.touched,
+        copied=len(plan.rows) - plan.touched,
+        bytes=plan.bytes,
+        seconds=round(time.monotonic() - began, 3),
+        device=device,
+        findings=plan.findings,
+        stats=stats,
+        dry_run=dry_run,
+        plan=plan.as_json() if dry_run else None,
+    )

@@ -1,0 +1,261 @@
+"""What each adapter adds to which tensor of the base."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+
+from adaptool.dtypes import DTYPES, Dtype
+from adaptool.errors import AdaptoolError, MismatchError, gathered
+from adaptool.findings import Code, Finding, Severity
+from adaptool.model.adapter import Adapter, Delta, Replaced
+from adaptool.model.plan import Blend, Piece
+from adaptool.names.resolver import How, Resolution, Resolver
+from adaptool.ops.drafts import Draft, Drafts
+from adaptool.ops.targets import Base, plausible, views
+from adaptool.tuners import tuners
+
+MOST_NAMED = 5
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What became of an adapter's tensors: used, or left out with permission."""
+
+    findings: list[Finding] = field(default_factory=list)
+    errors: list[AdaptoolError] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    suffixed: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Permissions:
+    """What may be left out: modules that the base lacks, tensors that match a pattern."""
+
+    skip_unmatched: bool
+    allow_drop: tuple[str, ...]
+
+    def drops(self, names: Sequence[str]) -> bool:
+        """Whether every name matches a pattern."""
+        return bool(names) and all(
+            any(fnmatch.fnmatchcase(name, pattern) for pattern in self.allow_drop)
+            for name in names
+        )
+
+
+class Contribution:
+    """Puts one adapter's deltas and tensors onto the drafts."""
+
+    def __init__(
+        self,
+        place: int,
+        adapter: Adapter,
+        weight: float,
+        drafts: Drafts,
+        model_types: tuple[str, ...],
+        permissions: Permissions,
+    ) -> None:
+        """`place` is the adapter's position in the list of inputs."""
+        self._place, self._adapter, self._weight = place, adapter, weight
+        self._drafts, self._permissions = drafts, permissions
+        shapes = {name: draft.shape for name, draft in drafts.items()}
+        self._base = Base(shapes, model_types)
+        self._resolver = Resolver(drafts, model_types)
+        self.ledger = Ledger()
+
+    def add(self) -> Ledger:
+        """Everything the adapter holds; MismatchError (with all others) for what has no place."""
+        # Replaced tensors first: a delta is added to the shape they bring.
+        for item in self._adapter.replaced:
+            self._try(partial(self._replace, item), [item.value.name])
+        self._base = Base(
+            {name: draft.shape for name, draft in self._drafts.items()}, self._base.model_types
+        )
+        for delta in self._adapter.deltas:
+            names = [ref.name for ref in delta.roles.values()]
+            self._try(partial(self._add_delta, delta), names)
+        if self.ledger.errors:
+            raise gathered([self._located(error) for error in self.ledger.errors])
+        self._report()
+        return self.ledger
+
+    def _try(self, step: Callable[[], None], names: list[str]) -> None:
+        try:
+            step()
+        except AdaptoolError as error:
+            if self._permissions.drops(names):
+                self.ledger.dropped += names
+            else:
+                self.ledger.errors.append(error)
+
+    def _located(self, error: AdaptoolError) -> AdaptoolError:
+        if error.file is None:
+            error.file = self._adapter.name
+        return error
+
+    def _add_delta(self, delta: Delta) -> None:
+        found = self._resolver.resolve(delta.parameter, lambda name: self._fits(delta, name))
+        if found is None:
+            self._unmatched(delta.parameter, delta.module)
+            return
+        self._note(found, delta.parameter)
+        for name, view in views(delta, found, self._base, self._adapter.fan_in_fan_out):
+            draft = self._drafts[name]
+            self._check(draft, delta)
+            if draft.pieces and draft.fold != view.fold:
+                message = "two deltas see this tensor in different shapes"
+                raise MismatchError(message, code=Code.UNSUPPORTED, tensor=name)
+            draft.fold = view.fold
+            draft.pieces.append(Piece(self._place, delta, view, self._weight))
+
+    def _fits(self, delta: Delta, name: str) -> bool:
+        return plausible(delta, self._base.shapes[name])
+
+    def _check(self, draft: Draft, delta: Delta) -> None:
+        if not draft.source.dtype.floating or draft.source.dtype.bits < 16:  # noqa: PLR2004 - bits
+            message = (
+                f"dtype {draft.source.dtype.name} cannot be added to; is the base quantized?"
+            )
+            raise MismatchError(message, code=Code.DTYPE_NOT_COMPUTABLE, tensor=draft.name)
+        if tuners()[delta.tuner].DECLARATION.additive:
+            return
+        # A rescaling delta needs its own adapter's W in the tile: the plain base, or its own copy.
+        mixed = any(blend.adapter == self._place and not blend.rows for blend in draft.blends)
+        if mixed or draft.replaced_by not in (None, self._place):
+            message = "this delta rescales a tensor that is replaced or mixed by weight"
+            raise MismatchError(message, code=Code.UNSUPPORTED, tensor=draft.name)
+
+    def _note(self, found: Resolution, parameter: str) -> None:
+        if found.how is How.SUFFIX:
+            self.ledger.suffixed.append(f"{parameter} -> {found.placements[0].tensor}")
+
+    def _unmatched(self, parameter: str, module: str) -> None:
+        if self._permissions.skip_unmatched:
+            self.ledger.skipped.append(module)
+            return
+        near = self._resolver.nearest(parameter)
+        if parameter.endswith(".bias") and parameter.removesuffix("bias") + "weight" in self._drafts:
+            message = "the adapter shifts a bias, the base layer has none"
+            code = Code.BIAS_NOT_IN_BASE
+        else:
+            message, code = "the base has no such module", Code.MODULE_NOT_IN_BASE
+        hint = f"nearest in the base: {', '.join(near)}; " if near else ""
+        hint += "--skip-unmatched leaves such modules out"
+        raise MismatchError(message, code=code, tensor=module, hint=hint)
+
+    def _replace(self, item: Replaced) -> None:
+        found = self._resolver.resolve(
+            item.parameter, lambda name: self._base.shapes[name] == item.value.shape
+        )
+        if found is None:
+            self._add_new(item)
+            return
+        self._note(found, item.parameter)
+        if len(found.placements) != 1 or found.fused or _is_partial(found):
+            message = "the base stores this tensor fused or in pieces; replacing a part of it"
+            message += " is not supported"
+            raise MismatchError(message, code=Code.UNSUPPORTED, tensor=item.value.name)
+        self._blend(self._drafts[found.placements[0].tensor], item)
+
+    def _add_new(self, item: Replaced) -> None:
+        """A saved module that the base lacks, such as a new classification head."""
+        if not item.saved_module or self._weight != 1.0:
+            self._unmatched(item.parameter, item.value.name)
+            return
+        self._drafts[item.parameter] = Draft(
+            item.parameter, item.value, None, self._new_dtype(), replaced_by=self._place
+        )
+        message = "the base has no such tensor; the adapter's is added"
+        self.ledger.findings.append(
+            Finding(
+                Code.MODULE_NOT_IN_BASE, Severity.WARNING, message, tensor=item.parameter
+            )
+        )
+
+    def _new_dtype(self) -> Dtype:
+        """The base's own dtype: that of most of its floating-point tensors."""
+        counts = Counter(draft.dtype.name for draft in self._drafts.values() if draft.dtype.floating)
+        return DTYPES[counts.most_common(1)[0][0] if counts else "F32"]
+
+    def _blend(self, draft: Draft, item: Replaced) -> None:
+        value = item.value
+        if draft.replaced_by not in (None, self._place) and draft.original is not None:
+            if draft.original.shape != draft.source.shape:
+                message = "two adapters resize this tensor"
+                raise MismatchError(message, code=Code.SHAPE_MISMATCH, tensor=value.name)
+            draft.share()
+        if item.rows is not None:
+            self._blend_rows(draft, item)
+            return
+        if value.shape != draft.shape and prod(value.shape) != prod(draft.shape):
+            self._resize(draft, item)
+            return
+        if value.shape != draft.shape:
+            message = f"the adapter's tensor is {list(value.shape)}, the base's {list(draft.shape)}"
+            raise MismatchError(message, code=Code.SHAPE_MISMATCH, tensor=value.name)
+        if self._weight == 1.0 and not draft.is_touched:
+            draft.replace(value, self._place)
+        else:
+            draft.blends.append(Blend(self._place, value, self._weight))
+
+    def _blend_rows(self, draft: Draft, item: Replaced) -> None:
+        rows = item.rows or ()
+        if draft.shape[1:] != item.value.shape[1:] or max(rows, default=-1) >= draft.shape[0]:
+            message = (
+                f"token rows up to {max(rows, default=0)} of width {item.value.shape[1]}, "
+                f"the embedding is {list(draft.shape)}"
+            )
+            raise MismatchError(message, code=Code.SHAPE_MISMATCH, tensor=item.value.name)
+        draft.blends.append(Blend(self._place, item.value, self._weight, rows))
+
+    def _resize(self, draft: Draft, item: Replaced) -> None:
+        """A resized vocabulary: the tensor comes whole from the adapter."""
+        value = item.value
+        same_width = value.shape[1:] == draft.shape[1:] and len(value.shape) in (1, 2)
+        if not same_width:
+            message = f"the adapter's tensor is {list(value.shape)}, the base's {list(draft.shape)}"
+            raise MismatchError(message, code=Code.SHAPE_MISMATCH, tensor=value.name)
+        if self._weight != 1.0:
+            message = (
+                f"{list(draft.shape)} becomes {list(value.shape)}, which cannot be weighted "
+                f"by {self._weight:g}"
+            )
+            raise MismatchError(
+                message, code=Code.WEIGHT_NEEDS_ONE, tensor=value.name, hint="use weight 1"
+            )
+        if draft.is_touched:
+            message = f"another adapter changes this tensor at its old shape {list(draft.shape)}"
+            raise MismatchError(message, code=Code.SHAPE_MISMATCH, tensor=value.name)
+        message = f"resized from {list(draft.shape)} to {list(value.shape)}"
+        self.ledger.findings.append(
+            Finding(Code.VOCAB_RESIZED, Severity.WARNING, message, tensor=draft.name)
+        )
+        draft.replace(value, self._place)
+
+    def _report(self) -> None:
+        for code, names, text in (
+            (Code.MODULE_SKIPPED, self.ledger.skipped, "modules left out, the base lacks them"),
+            (Code.TENSOR_DROPPED, self.ledger.dropped, "tensors dropped, as allowed"),
+            (Code.MATCHED_BY_SUFFIX, self.ledger.suffixed, "names matched by suffix and shape"),
+        ):
+            if names:
+                shown = ", ".join(names[:MOST_NAMED]) + (" ..." if len(names) > MOST_NAMED else "")
+                self.ledger.findings.append(
+                    Finding(
+                        code,
+                        Severity.WARNING,
+                        f"{len(names)} {text}: {shown}",
+                        file=self._adapter.name,
+                    )
+                )
+
+
+def _is_partial(found: Resolution) -> bool:
+    placement = found.placements[0]
+    return bool(placement.of_parameter or placement.of_tensor or placement.unsupported)
+

@@ -1,0 +1,61 @@
+"""Output tensors in the making: the base's, changed step by step until they become plan rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from adaptool.dtypes import Dtype
+from adaptool.model.plan import Blend, Piece
+from adaptool.store.tensors import TensorRef
+
+
+@dataclass(slots=True)
+class Draft:
+    """One output tensor.
+
+    `file` is the base shard it lies in, None for a tensor the base lacks; `dtype` is what will be
+    written. `replaced_by` is the adapter whose own tensor `source` became; the base's is then
+    `original`. `virtual` marks the second side of tied weights that the base does not store.
+    """
+
+    name: str
+    source: TensorRef
+    file: str | None
+    dtype: Dtype
+    pieces: list[Piece] = field(default_factory=list)
+    blends: list[Blend] = field(default_factory=list)
+    fold: int = 1
+    replaced_by: int | None = None
+    original: TensorRef | None = None
+    virtual: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape that will be written."""
+        return self.source.shape
+
+    @property
+    def is_touched(self) -> bool:
+        """Whether an adapter changes it."""
+        return bool(self.pieces or self.blends) or self.replaced_by is not None
+
+    def replace(self, value: TensorRef, adapter: int) -> None:
+        """The adapter's tensor takes the place of the base's, which is kept for a second one."""
+        self.original = self.source
+        self.source, self.replaced_by = value, adapter
+
+    def share(self) -> None:
+        """A second adapter mixes in: the first one's tensor becomes a blend as well."""
+        if self.replaced_by is None or self.original is None:
+            return
+        self.blends.insert(0, Blend(self.replaced_by, self.source, 1.0))
+        self.source, self.replaced_by, self.original = self.original, None, None
+
+
+Drafts = dict[str, Draft]
+
+
+def drafts_of(tensors: Mapping[str, TensorRef], files: Iterable[tuple[str, str]]) -> Drafts:
+    """A draft per base tensor, in the base's order; `files` are (tensor name, shard) pairs."""
+    return {name: Draft(name, tensors[name], file, tensors[name].dtype) for name, file in files}

@@ -1,0 +1,195 @@
+"""The plan of a merge: adapters onto a base, decided from headers and configs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adaptool.dtypes import BY_TORCH_NAME
+from adaptool.errors import InputError, MismatchError
+from adaptool.findings import Code, Finding
+from adaptool.layouts.peft_review import absent_targets
+from adaptool.model.adapter import Adapter
+from adaptool.model.options import MergeOptions, OutputDtype
+from adaptool.model.plan import Document, Plan
+from adaptool.names.families import model_types
+from adaptool.ops import replication, ties
+from adaptool.ops.config_edits import dtype_edits, edited
+from adaptool.ops.contributions import Contribution, Permissions
+from adaptool.ops.drafts import Drafts, drafts_of
+from adaptool.ops.provenance import inputs_of, recorded_options
+from adaptool.ops.seating import Seating, seat
+from adaptool.store.adapter_files import AdapterFiles
+from adaptool.store.checkpoint import Checkpoint
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One adapter of a merge: its opened files, what they decode to, and its weight."""
+
+    files: AdapterFiles
+    adapter: Adapter
+    weight: float
+
+
+@dataclass(slots=True)
+class _Making:
+    """What builds up while a plan is made."""
+
+    drafts: Drafts
+    edits: dict[str, Any] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    decisions: dict[str, Any] = field(default_factory=dict)
+
+
+def plan_merge(base: Checkpoint, parts: Sequence[Part], options: MergeOptions) -> Plan:
+    """The plan of merging `parts` into `base`.
+
+    MismatchError (exit 4) where an adapter does not fit the base, carrying every other misfit.
+    """
+    _refuse_quantized(base)
+    making = _Making(_base_drafts(base))
+    making.findings += base.findings
+    active = [(place, part) for place, part in enumerate(parts) if part.weight != 0.0]
+    for part in parts:
+        making.findings += part.adapter.findings
+    _replicate(making, base, active)
+    pair = ties.tied_pair(making.drafts, base.config)
+    if pair is not None:
+        ties.add_head(making.drafts, pair)
+    for place, part in active:
+        _contribute(making, base, place, part, options)
+    if pair is not None:
+        _settle_ties(making, pair, active, options)
+    _vocabulary(making, base)
+    _dtypes(making, base, options)
+    seating = seat(making.drafts, base, options.max_shard_size)
+    return Plan(
+        rows=seating.rows,
+        files=seating.files,
+        documents=_documents(making, base, active, seating),
+        precision=options.precision,
+        findings=tuple(making.findings),
+        decisions=making.decisions,
+        inputs=inputs_of(base, [(part.files, part.adapter, part.weight) for part in parts]),
+        options=recorded_options([part.weight for part in parts], options),
+    )
+
+
+def _refuse_quantized(base: Checkpoint) -> None:
+    for key in ("quantization_config", "quantization"):
+        scheme = (base.config or {}).get(key)
+        if isinstance(scheme, Mapping):
+            kind = scheme.get("quant_method", scheme.get("quantization_method", key))
+            message = f"the base is quantized ({kind}); merging into it is not supported yet"
+            raise MismatchError(
+                message,
+                code=Code.BASE_QUANTIZED,
+                file=base.name,
+                field=key,
+                hint="merge into the 16-bit original",
+            )
+
+
+def _base_drafts(base: Checkpoint) -> Drafts:
+    files = [(name, shard.file) for shard in base.shards for name in shard.header.tensors]
+    return drafts_of(base.tensors, files)
+
+
+def _replicate(making: _Making, base: Checkpoint, active: Sequence[tuple[int, Part]]) -> None:
+    wanted = {part.adapter.layer_replication for _, part in active}
+    if len(wanted) > 1:
+        message = "the adapters replicate the base's layers differently"
+        raise MismatchError(message, code=Code.UNSUPPORTED, field="layer_replication")
+    ranges = next(iter(wanted), ())
+    if ranges:
+        making.drafts = replication.replicated(making.drafts, ranges)
+        making.edits |= replication.config_edits(base.config or {}, ranges)
+        making.decisions["layer_replication"] = [list(pair) for pair in ranges]
+
+
+def _contribute(
+    making: _Making, base: Checkpoint, place: int, part: Part, options: MergeOptions
+) -> None:
+    permissions = Permissions(options.skip_unmatched, options.allow_drop)
+    _check_targets(part, permissions)
+    contribution = Contribution(
+        place, part.adapter, part.weight, making.drafts, model_types(base.config), permissions
+    )
+    ledger = contribution.add()
+    making.findings += ledger.findings
+    dropped = [*part.adapter.dropped, *ledger.dropped]
+    for name, entries in (("skipped", ledger.skipped), ("dropped", dropped)):
+        if entries:
+            making.decisions.setdefault(name, []).extend(sorted(set(entries)))
+
+
+def _check_targets(part: Part, permissions: Permissions) -> None:
+    absent = absent_targets(part.adapter)
+    if absent and not permissions.skip_unmatched:
+        message = f"names {', '.join(map(repr, absent[:3]))}, but no tensor belongs to it"
+        raise MismatchError(
+            message,
+            code=Code.TARGETS_ABSENT,
+            file=part.files.config_file,
+            field="target_modules",
+            hint="the file is incomplete, or the name is wrong: --skip-unmatched goes on without",
+        )
+
+
+def _settle_ties(
+    making: _Making, pair: ties.TiedPair, active: Sequence[tuple[int, Part]], options: MergeOptions
+) -> None:
+    keeps = any(part.adapter.keeps_ties for _, part in active)
+    decided = ties.settle(making.drafts, pair, options.tie, adapter_keeps=keeps)
+    making.edits |= decided.config
+    making.findings += decided.findings
+    if decided.decision is not None:
+        making.decisions["ties"] = decided.decision
+
+
+def _vocabulary(making: _Making, base: Checkpoint) -> None:
+    """A resized embedding changes the config's vocab_size."""
+    for name, draft in making.drafts.items():
+        original = base.tensors.get(name)
+        resized = original is not None and original.shape[:1] != draft.shape[:1]
+        if resized and draft.replaced_by is not None and f".{name}".endswith(_EMBEDDINGS):
+            making.edits["vocab_size"] = draft.shape[0]
+
+
+_EMBEDDINGS = tuple(f".{name}" for name in ties.EMBEDDINGS)
+
+
+def _dtypes(making: _Making, base: Checkpoint, options: MergeOptions) -> None:
+    if options.dtype is OutputDtype.KEEP:
+        return
+    wanted = BY_TORCH_NAME[str(options.dtype)]
+    for draft in making.drafts.values():
+        if draft.dtype.floating and draft.dtype.bits >= 16:  # noqa: PLR2004 - plain floats only
+            draft.dtype = wanted
+    making.edits |= dtype_edits(base.config or {}, str(options.dtype))
+
+
+def _documents(
+    making: _Making, base: Checkpoint, active: Sequence[tuple[int, Part]], seating: Seating
+) -> tuple[Document, ...]:
+    """The other files, config and index last: what loaders look for first comes last."""
+    copies = {name: base.root / name for name in base.companions}
+    for _, part in active:
+        copies |= {path.name: path for path in part.files.companions}
+    documents = [Document(name, copy_of=path) for name, path in sorted(copies.items())]
+    if base.config_bytes is not None and base.config is not None:
+        content = edited(base.config, base.config_bytes, making.edits)
+        documents.append(Document(CONFIG, content))
+        if content != base.config_bytes:
+            making.decisions["config"] = dict(sorted(making.edits.items()))
+    elif making.edits:
+        message = f"needs {', '.join(sorted(making.edits))} changed, and there is no config.json"
+        raise InputError(message, code=Code.CONFIG_MISSING, file=base.name)
+    if seating.index is not None and seating.index_file is not None:
+        documents.append(Document(seating.index_file, seating.index))
+    return tuple(documents)

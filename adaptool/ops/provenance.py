@@ -1,0 +1,60 @@
+"""What the receipt says of a merge's inputs and options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adaptool.model.adapter import Adapter
+from adaptool.model.options import MergeOptions
+from adaptool.store.adapter_files import AdapterFiles, config_bytes
+from adaptool.store.checkpoint import Checkpoint
+from adaptool.store.digest import digest_of_bytes, fingerprint, sha256_of
+
+
+def inputs_of(
+    base: Checkpoint, adapters: Sequence[tuple[AdapterFiles, Adapter, float]]
+) -> tuple[Mapping[str, Any], ...]:
+    """Names without their folders, digests of adapters and configs, fingerprints of shards."""
+    config = base.config_bytes
+    entry: dict[str, Any] = {
+        "role": "base",
+        "name": Path(base.name).resolve().name,
+        "config_sha256": digest_of_bytes(config) if config is not None else None,
+        "shards": [
+            {
+                "name": shard.file,
+                "bytes": shard.source.size,
+                "fingerprint": fingerprint(shard.source),
+            }
+            for shard in base.shards
+        ],
+    }
+    return (entry, *(_adapter_input(*adapter) for adapter in adapters))
+
+
+def _adapter_input(files: AdapterFiles, adapter: Adapter, weight: float) -> Mapping[str, Any]:
+    config = config_bytes(files.config) if files.config is not None else None
+    return {
+        "role": "adapter",
+        "name": Path(files.name).resolve().name,
+        "weight": weight,
+        "bytes": files.source.size,
+        "sha256": sha256_of(files.source),
+        "config_sha256": digest_of_bytes(config) if config is not None else None,
+        "layout": adapter.layout,
+    }
+
+
+def recorded_options(weights: Sequence[float], options: MergeOptions) -> dict[str, Any]:
+    """The options that decide bytes, as verify and unmerge read them back."""
+    return {
+        "weights": list(weights),
+        "dtype": str(options.dtype),
+        "precision": str(options.precision),
+        "max_shard_size": options.max_shard_size,
+        "tie": str(options.tie),
+        "skip_unmatched": options.skip_unmatched,
+        "allow_drop": list(options.allow_drop),
+    }
