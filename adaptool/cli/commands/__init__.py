@@ -1,0 +1,1 @@
+"""One file per command: its name is the command's, its `command` is what runs."""

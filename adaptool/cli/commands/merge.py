@@ -1,0 +1,108 @@
+"""`adaptool merge BASE ADAPTER OUT`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adaptool.cli import options, values
+from adaptool.cli.answer import Answer
+from adaptool.cli.progress import byte_bar
+from adaptool.cli.text import byte_count, counted, percent, printable
+from adaptool.model.results import MergeResult
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@click.command("merge", short_help="Merge adapters into a base, shard by shard.")
+@click.argument("base", type=values.local_path)
+@click.argument("adapter", type=values.local_path)
+@click.argument("out", type=values.local_path)
+@options.adding
+@options.arithmetic(receipt=False)
+@click.option(
+    "--max-shard-size",
+    type=values.size_or_keep,
+    default="keep",
+    metavar="keep|SIZE",
+    show_default=True,
+    help="Split the output anew, as 5GB or 2GiB; keep: the base's own shards.",
+)
+@click.option("--checksum", is_flag=True, help="SHA-256 of every file written.")
+@options.writing
+@options.machine
+@options.output
+def command(base: Path, adapter: Path, out: Path, **flags: Any) -> Answer:  # noqa: ANN401
+    """Write to OUT the model that BASE with ADAPTER is: W + sum of w * (f(W) - W), rounded once.
+
+    OUT is complete or absent, whatever happens; after an interruption the same command goes on
+    where it stopped.
+    """
+    from adaptool import api
+
+    with byte_bar("merge") as progress:
+        result = api.merge(base, adapter, out, progress=progress, **flags)
+    return Answer(
+        body=result.as_json(),
+        people=lambda: _people(result),
+        findings=result.findings,
+        asked=result.dry_run,
+    )
+
+
+def _people(result: MergeResult) -> Iterator[RenderableType]:
+    yield from _plan(result.plan)
+    yield _summary(result)
+
+
+def _summary(result: MergeResult) -> str:
+    verb = "would merge" if result.dry_run else "merged"
+    out = printable(str(result.out))
+    what = f"{verb} {result.touched} of {counted(result.total, 'tensor')} into {out}"
+    if result.dry_run:
+        return f"{what} ({byte_count(result.bytes)}); nothing was written"
+    done = f"{what} ({byte_count(result.bytes)}, {result.seconds:.1f} s)"
+    stats = [
+        f"{percent(fraction)} of the {text}"
+        for fraction, text in (
+            (result.stats.changed_fraction, "touched elements changed"),
+            (result.stats.retained, "delta survived rounding"),
+        )
+        if fraction is not None
+    ]
+    return f"{done}: {', '.join(stats)}" if stats else done
+
+
+def _plan(plan: dict[str, Any] | None) -> Iterator[RenderableType]:
+    """The rows an adapter touches, then the files; rows copied as they are stand in --json."""
+    if plan is None:
+        return
+    from adaptool.cli.rendering import table
+
+    rows = plan["tensors"]
+    touched = [row for row in rows if "deltas" in row or "replaced_by" in row]
+    yield table(("tensor", "dtype", "shape", "file", "change"), map(_row, touched))
+    held = Counter(row["file"] for row in rows)
+    changed = Counter(row["file"] for row in touched)
+    yield table(
+        ("file", "tensors", "touched", "size"),
+        (
+            (name, held[name], changed[name], byte_count(file["bytes"]))
+            for file in plan["files"]
+            for name in [file["name"]]
+        ),
+    )
+    if plan["documents"]:
+        yield f"also: {', '.join(map(printable, plan['documents']))}"
+
+
+def _row(row: dict[str, Any]) -> tuple[object, ...]:
+    deltas = [f"{delta['tuner']} x {delta['weight']:.4g}" for delta in row.get("deltas", ())]
+    values = [f"replaced x {blend['weight']:.4g}" for blend in row.get("replaced_by", ())]
+    shape = " x ".join(map(str, row["shape"]))
+    return (row["tensor"], row["dtype"], shape, row["file"], ", ".join(deltas + values))

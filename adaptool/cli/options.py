@@ -1,0 +1,157 @@
+"""The flags that several commands share, defined once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from adaptool.cli import values
+from adaptool.model.options import OutputDtype, Precision, Tie
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_JSON = "adaptool.json"
+_QUIET = "adaptool.quiet"
+
+
+def _remembered(key: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def remember(context: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: FBT001
+        context.meta[key] = value
+
+    return remember
+
+
+def is_json(context: click.Context) -> bool:
+    """Whether --json was given."""
+    return bool(context.meta.get(_JSON))
+
+
+def is_quiet(context: click.Context) -> bool:
+    """Whether --quiet was given."""
+    return bool(context.meta.get(_QUIET))
+
+
+def _stacked(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(command: F) -> F:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def output(command: F) -> F:
+    """--json and --quiet: read by whoever prints, not by the command."""
+    as_json = click.option(
+        "--json",
+        is_flag=True,
+        expose_value=False,
+        callback=_remembered(_JSON),
+        help="One JSON object on stdout.",
+    )
+    quiet = click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        expose_value=False,
+        callback=_remembered(_QUIET),
+        help="No progress and no remarks; errors and asked-for data only.",
+    )
+    return _stacked(as_json, quiet)(command)
+
+
+def machine(command: F) -> F:
+    """--device and --threads: who does the work, never what comes out."""
+    device = click.option(
+        "--device",
+        type=values.device,
+        default="auto",
+        metavar="auto|cpu|cuda|cuda:N",
+        show_default=True,
+        help="Where to compute; the bytes are the same.",
+    )
+    threads = click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Workers; by default what the machine has.",
+    )
+    return _stacked(device, threads)(command)
+
+
+def writing(command: F) -> F:
+    """--overwrite and --dry-run."""
+    overwrite = click.option(
+        "--overwrite",
+        is_flag=True,
+        help="Replace OUT where it is a file, empty, or wholly accounted for by a receipt.",
+    )
+    dry_run = click.option("--dry-run", is_flag=True, help="Print the plan, write nothing.")
+    return _stacked(overwrite, dry_run)(command)
+
+
+def adding(command: F) -> F:
+    """--add ADAPTER[=W], repeatable."""
+    return click.option(
+        "--add",
+        type=values.strength,
+        multiple=True,
+        metavar="ADAPTER[=W]",
+        help="A further adapter and its weight (default 1); repeatable.",
+    )(command)
+
+
+def allow_drop(command: F) -> F:
+    """--allow-drop PATTERN, repeatable."""
+    return click.option(
+        "--allow-drop",
+        multiple=True,
+        metavar="PATTERN",
+        help="A glob on the names of adapter tensors that may be lost; repeatable.",
+    )(command)
+
+
+def values_flag(command: F) -> F:
+    """--values."""
+    return click.option(
+        "--values", is_flag=True, help="Read the weights as well, not only headers and configs."
+    )(command)
+
+
+def arithmetic(*, receipt: bool) -> Callable[[F], F]:
+    """The flags that decide a merge's bytes; with `receipt`, what is not given comes from there."""
+
+    def chosen(flag: str, kinds: type[OutputDtype | Precision | Tie], text: str) -> Any:  # noqa: ANN401
+        first = next(iter(kinds)).value
+        return click.option(
+            flag,
+            type=click.Choice([kind.value for kind in kinds]),
+            default=None if receipt else first,
+            show_default=not receipt,
+            help=text,
+        )
+
+    weight = click.option(
+        "--weight",
+        type=values.number,
+        metavar="W",
+        default=None if receipt else 1.0,
+        show_default=not receipt,
+        help="Strength of ADAPTER.",
+    )
+    skip = click.option(
+        "--skip-unmatched",
+        is_flag=True,
+        default=None if receipt else False,
+        help="Leave out adapter modules that the base lacks.",
+    )
+    return _stacked(
+        weight,
+        chosen("--dtype", OutputDtype, "Dtype of the tensors written."),
+        chosen("--precision", Precision, "Arithmetic; float64 gives the same bytes everywhere."),
+        chosen("--tie", Tie, "An adapter on one side of tied weights."),
+        skip,
+        allow_drop,
+    )

@@ -1,0 +1,103 @@
+"""What stands after a flag, parsed: sizes, weights, devices, paths. A bad one is exit 2."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import click
+
+from adaptool.errors import MismatchError
+from adaptool.findings import Code
+from adaptool.model.options import Strength
+
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]?I?B)?", re.IGNORECASE)
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,4})?")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# Decimal, as the Hub's client reads `max_shard_size="5GB"`; the binary ones are spelled out.
+_FACTORS = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+
+
+def size(text: str) -> int:
+    """Bytes in `5GB`, `500MB`, `2GiB`, `1048576`."""
+    match = _SIZE.fullmatch(text.strip())
+    unit = (match[2] or "B").upper() if match else ""
+    if match is None or unit not in _FACTORS:
+        message = f"{text!r} is no size; write it as 5GB, 500MB or 2GiB"
+        raise click.BadParameter(message)
+    count = int(float(match[1]) * _FACTORS[unit]) if "." in match[1] else _whole(match[1], unit)
+    if count < 1:
+        message = f"{text!r} is less than one byte"
+        raise click.BadParameter(message)
+    return count
+
+
+def _whole(digits: str, unit: str) -> int:
+    return int(digits) * _FACTORS[unit]
+
+
+def size_or_keep(text: str) -> int | None:
+    """Bytes, or None for `keep`."""
+    return None if text == "keep" else size(text)
+
+
+def number(text: str) -> float:
+    """A finite number."""
+    found = _float(text)
+    if found is None or not math.isfinite(found):
+        message = f"{text!r} is no finite number"
+        raise click.BadParameter(message)
+    return found
+
+
+def _float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def device(text: str) -> str:
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    if not _DEVICE.fullmatch(text):
+        message = f"{text!r} is no device; write auto, cpu, cuda or cuda:N"
+        raise click.BadParameter(message)
+    return text
+
+
+def local_path(text: str) -> Path:
+    """A path of this machine; a URI is exit 4."""
+    if _SCHEME.match(text):
+        message = "not supported yet: only paths of this machine can be read and written"
+        hint = "download it first (hf download OWNER/NAME --local-dir DIR) and name the directory"
+        raise MismatchError(message, code=Code.UNSUPPORTED, file=text, hint=hint)
+    if not text or "\0" in text:
+        message = f"{text!r} is no path"
+        raise click.BadParameter(message)
+    return Path(text)
+
+
+def strength(text: str) -> Path | Strength:
+    """`ADAPTER` or `ADAPTER=W`; a folder whose name ends in `=2` is meant where it exists."""
+    left, equals, right = text.rpartition("=")
+    whole = local_path(text)
+    if not equals or not left:
+        return whole
+    weighs, exists = _float(right) is not None, Path(left).exists()
+    if not whole.exists() and (weighs or exists):
+        return Strength(local_path(left), number(right))
+    if whole.exists() and weighs and exists:
+        message = f"{text!r} can mean two adapters; add the weight: {text}=1"
+        raise click.BadParameter(message)
+    return whole
