@@ -104,7 +104,8 @@ def _steps(left: Patterns, right: Patterns, *, floating: bool) -> Patterns:
         distance = np.abs(_ordered(left) - _ordered(right))
     else:
         distance = np.abs(left.astype(np.float64) - right.astype(np.float64))
-    return np.maximum(distance, 0 if floating else 1)
+    least: Patterns = np.maximum(distance, 0 if floating else 1)
+    return least
 
 
 def _ordered(patterns: Patterns) -> Patterns:
@@ -113,4 +114,5 @@ def _ordered(patterns: Patterns) -> Patterns:
 
     exact = patterns.astype(np.float64)
     lowest = float(np.iinfo(patterns.dtype).min)
-    return np.where(exact < 0, lowest - exact, exact)
+    ordered: Patterns = np.where(exact < 0, lowest - exact, exact)
+    return ordered

@@ -26,7 +26,7 @@ def load(ref: TensorRef) -> torch.Tensor:
 
     raw = torch.empty(ref.length, dtype=torch.uint8)
     if ref.length:
-        ref.source.read_into(ref.offset, memoryview(raw.numpy()))
+        ref.source.read_into(ref.offset, raw.numpy().data)
     return raw.view(torch_dtype(ref.dtype)).reshape(ref.shape)
 
 
@@ -80,6 +80,4 @@ def _check_finite(ref: TensorRef, values: torch.Tensor) -> None:
         return
     message = f"{len(bad)} of {ref.elements} values are NaN or infinite, the first at {int(bad[0])}"
     hint = "training diverged; the merged model would be unusable"
-    raise InputError(
-        message, code=Code.NOT_FINITE, file=ref.file, tensor=ref.name, hint=hint
-    )
+    raise InputError(message, code=Code.NOT_FINITE, file=ref.file, tensor=ref.name, hint=hint)

@@ -40,7 +40,7 @@ class Lane:
         self._sampling = sampling
         self._capacity = 0
         cuda = arithmetic.device.type == "cuda"
-        self._stream = torch.cuda.Stream(arithmetic.device) if cuda else None
+        self._stream = torch.cuda.Stream(arithmetic.device) if cuda else None  # type: ignore[no-untyped-call]
 
     def _grow(self, elements: int) -> None:
         import torch
@@ -89,7 +89,7 @@ class Lane:
         count = shape[0] * shape[1]
         raw = self._read[: count * size]
         if count:
-            ref.source.read_into(ref.offset + first * size, memoryview(raw.numpy()))
+            ref.source.read_into(ref.offset + first * size, raw.numpy().data)
         base = self._base[:count].view(shape)
         base.copy_(raw.view(torch_dtype(ref.dtype)).view(shape), non_blocking=True)
         self._settled()
@@ -135,7 +135,7 @@ class Lane:
     def _value(self, ref: TensorRef, first: int, count: int) -> torch.Tensor:
         size = ref.dtype.bits // 8
         raw = self._read[: count * size]
-        ref.source.read_into(ref.offset + first * size, memoryview(raw.numpy()))
+        ref.source.read_into(ref.offset + first * size, raw.numpy().data)
         return raw.view(torch_dtype(ref.dtype)).to(
             device=self._arithmetic.device, dtype=self._arithmetic.dtype
         )
@@ -163,7 +163,7 @@ class Lane:
         if base is not None:
             self._sampling.take(row, start, base.cpu(), out.cpu(), stored)
         if row.length:
-            outlet.fill(row, start * out.shape[1] * size, memoryview(raw.numpy()))
+            outlet.fill(row, start * out.shape[1] * size, raw.numpy().data)
 
 
 def _cut(matrix: torch.Tensor, rows: slice, columns: object) -> torch.Tensor:
@@ -205,4 +205,4 @@ def _sum_dtype(stored: torch.Tensor) -> torch.dtype:
     """A sum that cannot overflow before the values do: float32 for 16-bit values."""
     import torch
 
-    return torch.float32 if stored.element_size() == 2 else torch.float64  # noqa: PLR2004 - bytes
+    return torch.float32 if stored.element_size() == 2 else torch.float64

@@ -21,7 +21,7 @@ _MIDDLES = {"torch.bfloat16": (0xFFFF, 0x8000), "torch.float16": (0x0FFF, 0x0000
 def round_into(target: torch.Tensor, value: torch.Tensor, single: torch.Tensor) -> None:
     """target = value, correctly rounded; `single` is a float32 scratch of the same shape."""
     middle = _MIDDLES.get(str(target.dtype))
-    if middle is None or value.element_size() == 4:  # noqa: PLR2004 - bytes of a float32
+    if middle is None or value.element_size() == 4:
         target.copy_(value)
         return
     single.copy_(value)
@@ -53,6 +53,6 @@ def _candidates(single: torch.Tensor, mask: int, bits: int) -> torch.Tensor:
     # numpy: three passes of 50 us per megabyte together, a third of the same in torch. Both masks
     # lie in the low half, so 16-bit arithmetic is enough.
     low = single.numpy().view(np.uint32).astype(np.uint16)
-    if mask != 0xFFFF:  # noqa: PLR2004 - all 16 low bits
+    if mask != 0xFFFF:
         low &= np.uint16(mask)
     return torch.from_numpy(np.flatnonzero(low == np.uint16(bits)))

@@ -205,9 +205,7 @@ def _split(rest: str, endings: Mapping[str, str]) -> tuple[str, str | None]:
 def _replaced(rest: str, ref: TensorRef) -> Replaced:
     plain = rest.replace(".base_layer.", ".")
     saved = _SAVED.sub("", plain)
-    return Replaced(
-        saved, ref, copied_base=".base_layer." in rest, saved_module=saved != plain
-    )
+    return Replaced(saved, ref, copied_base=".base_layer." in rest, saved_module=saved != plain)
 
 
 def _deltas(
@@ -306,4 +304,3 @@ def _indices_of(indices: object, module: str) -> list[int] | None:
 
 def _replication(config: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
     return tuple((first, last) for first, last in config.get("layer_replication") or ())
-

@@ -245,7 +245,5 @@ def _notes(config: Mapping[str, Any], file: str) -> list[Finding]:
     if isinstance(base, str) and base and not _REPO_NAME.fullmatch(base):
         text = "is a path or an address, not a repository; it is never opened"
         code = Code.BASE_REFERENCE_UNSAFE
-        notes.append(
-            Finding(code, Severity.NOTE, text, file=file, field="base_model_name_or_path")
-        )
+        notes.append(Finding(code, Severity.NOTE, text, file=file, field="base_model_name_or_path"))
     return notes

@@ -26,9 +26,7 @@ def review(adapter: Adapter, files: AdapterFiles) -> Adapter:
         errors.append(_unrecognised(adapter, files))
     if not adapter.deltas and not adapter.replaced and not errors:
         message = f"{len(adapter.tensors)} tensors, none of an adapter"
-        errors.append(
-            InputError(message, code=Code.NO_ADAPTER_TENSORS, file=files.source.name)
-        )
+        errors.append(InputError(message, code=Code.NO_ADAPTER_TENSORS, file=files.source.name))
     if errors:
         raise gathered(errors)
     notes = (*_bias_notes(adapter, files), *_target_notes(adapter, files), *_rank_notes(adapter))

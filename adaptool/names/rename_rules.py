@@ -22,6 +22,7 @@ _ROOT = "."
 _LARGE = re.compile(r"(?<![^.])[1-9][0-9]{1,5}(?![^.])")
 _STAND_IN = re.compile(r"(?<![0-9])9000[0-9]{2}(?![0-9])")
 _FIRST_STAND_IN = 900_000
+_MOST_STAND_INS = 100
 _NUMBER = re.compile(r"[._]?(0|[1-9][0-9]{0,5})")
 
 
@@ -121,7 +122,7 @@ class Reading:
 
     def _masked(self, name: str) -> tuple[str, list[str]]:
         indices = [] if self._computes or "9000" in name else _LARGE.findall(name)
-        if not 0 < len(indices) < 100:
+        if not 0 < len(indices) <= _MOST_STAND_INS:
             return name, []
         stand_ins = iter(range(_FIRST_STAND_IN, _FIRST_STAND_IN + len(indices)))
         return _LARGE.sub(lambda _: str(next(stand_ins)), name), indices
@@ -274,18 +275,26 @@ def _recipes(model_types: tuple[str, ...]) -> Iterable[tuple[str, tuple[tuple[st
         # rules of that type apply below the slot. Which of several slots it is in is not known,
         # but a rule for a language model does not match in a vision tower.
         free = [slot for slot, kind in recipe.get("slots", ()) if inner and kind not in inner]
-        foreign = [kind for kind in inner if kind not in recipe.get("inner", ())]
+        foreign = [kind for kind in inner if kind not in recipe.get("inner", ())] if free else []
         usual = [(place, key) for place, key in recipe["apply"] if not _is_below(place, free)]
-        steps = [step for slot in free for kind in foreign for step in _steps_in(slot, kind)]
-        yield recipe["base"], tuple(dict.fromkeys((*usual, *steps)))
+        for choice in range(max((len(_own_recipes(kind)) for kind in foreign), default=1) or 1):
+            steps = [step for slot in free for kind in foreign for step in _in(slot, kind, choice)]
+            yield recipe["base"], tuple(dict.fromkeys((*usual, *steps)))
+
+
+def _own_recipes(kind: str) -> Sequence[Mapping[str, Any]]:
+    found: Sequence[Mapping[str, Any]] = table()["models"][kind].get("recipes", ())
+    return found
 
 
 def _is_below(place: str, slots: Sequence[str]) -> bool:
     return any(place == slot or place.startswith(f"{slot}.") for slot in slots)
 
 
-def _steps_in(slot: str, kind: str) -> Iterable[tuple[str, str]]:
-    for recipe in table()["models"][kind].get("recipes", ()):
+def _in(slot: str, kind: str, choice: int) -> Iterator[tuple[str, str]]:
+    # The classes of a type have recipes of their own; the slot holds one of them.
+    recipes = _own_recipes(kind)
+    for recipe in recipes[min(choice, len(recipes) - 1) :][:1]:
         for place, key in recipe["apply"]:
             yield slot if place == _ROOT else _below(slot, recipe["base"], place), key
 

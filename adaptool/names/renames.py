@@ -67,6 +67,7 @@ class CheckpointNames:
         self.model_types = tuple(model_types)
         self._readings = readings(self.model_types)
         self._prefixes = base_prefixes(self.model_types)
+        self._typed = any(known(kind) for kind in self.model_types)
 
     @cached_property
     def _indices(self) -> tuple[_Index, ...]:
@@ -96,8 +97,8 @@ class CheckpointNames:
             if parameter.startswith(f"{prefix}.")
         ]
         head, _, rest = parameter.partition(".")
-        if not without and head and "." in rest:
-            without = [rest]
+        if not self._typed and head and "." in rest:
+            without.append(rest)
         added = [f"{prefix}.{parameter}" for prefix in self._prefixes]
         for group in (without, added):
             fits = [name for name in dict.fromkeys(group) if self._known(name)]
@@ -110,9 +111,7 @@ class CheckpointNames:
                 return found
         return (Placement(parameter),) if parameter in self.names else ()
 
-    def _from_disk_style(
-        self, name: str, reached: Reached, index: _Index
-    ) -> tuple[Placement, ...]:
+    def _from_disk_style(self, name: str, reached: Reached, index: _Index) -> tuple[Placement, ...]:
         """Placements of a parameter that has a checkpoint-style name and becomes `reached`."""
         if reached.rule is None or reached.rule.form is None:
             (target,) = reached.parameters
@@ -134,7 +133,9 @@ class CheckpointNames:
     def _whole(self, parameter: str) -> str | None:
         """The tensor that is all of the parameter and nothing else."""
         found = self._first_of(parameter)
-        return found[0].tensor if len(found) == 1 and found == (Placement(found[0].tensor),) else None
+        return (
+            found[0].tensor if len(found) == 1 and found == (Placement(found[0].tensor),) else None
+        )
 
 
 def checkpoint_placements(
@@ -148,7 +149,9 @@ def module_names(model_types: Sequence[str], tensor: str) -> tuple[str, ...]:
     """The module parameters that a checkpoint tensor may be (a piece of), most likely first."""
     if not any(known(kind) for kind in model_types):
         return (tensor,)
-    reached = [name for reading in readings(model_types) for name in reading.reach(tensor).parameters]
+    reached = [
+        name for reading in readings(model_types) for name in reading.reach(tensor).parameters
+    ]
     bare = [
         name[len(prefix) + 1 :]
         for name in reached

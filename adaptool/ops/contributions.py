@@ -43,8 +43,7 @@ class Permissions:
     def drops(self, names: Sequence[str]) -> bool:
         """Whether every name matches a pattern."""
         return bool(names) and all(
-            any(fnmatch.fnmatchcase(name, pattern) for pattern in self.allow_drop)
-            for name in names
+            any(fnmatch.fnmatchcase(name, pattern) for pattern in self.allow_drop) for name in names
         )
 
 
@@ -117,10 +116,8 @@ class Contribution:
         return plausible(delta, self._base.shapes[name])
 
     def _check(self, draft: Draft, delta: Delta) -> None:
-        if not draft.source.dtype.floating or draft.source.dtype.bits < 16:  # noqa: PLR2004 - bits
-            message = (
-                f"dtype {draft.source.dtype.name} cannot be added to; is the base quantized?"
-            )
+        if not draft.source.dtype.floating or draft.source.dtype.bits < 16:
+            message = f"dtype {draft.source.dtype.name} cannot be added to; is the base quantized?"
             raise MismatchError(message, code=Code.DTYPE_NOT_COMPUTABLE, tensor=draft.name)
         if tuners()[delta.tuner].DECLARATION.additive:
             return
@@ -139,7 +136,10 @@ class Contribution:
             self.ledger.skipped.append(module)
             return
         near = self._resolver.nearest(parameter)
-        if parameter.endswith(".bias") and parameter.removesuffix("bias") + "weight" in self._drafts:
+        if (
+            parameter.endswith(".bias")
+            and parameter.removesuffix("bias") + "weight" in self._drafts
+        ):
             message = "the adapter shifts a bias, the base layer has none"
             code = Code.BIAS_NOT_IN_BASE
         else:
@@ -172,14 +172,14 @@ class Contribution:
         )
         message = "the base has no such tensor; the adapter's is added"
         self.ledger.findings.append(
-            Finding(
-                Code.MODULE_NOT_IN_BASE, Severity.WARNING, message, tensor=item.parameter
-            )
+            Finding(Code.MODULE_NOT_IN_BASE, Severity.WARNING, message, tensor=item.parameter)
         )
 
     def _new_dtype(self) -> Dtype:
         """The base's own dtype: that of most of its floating-point tensors."""
-        counts = Counter(draft.dtype.name for draft in self._drafts.values() if draft.dtype.floating)
+        counts = Counter(
+            draft.dtype.name for draft in self._drafts.values() if draft.dtype.floating
+        )
         return DTYPES[counts.most_common(1)[0][0] if counts else "F32"]
 
     def _blend(self, draft: Draft, item: Replaced) -> None:
@@ -258,4 +258,3 @@ class Contribution:
 def _is_partial(found: Resolution) -> bool:
     placement = found.placements[0]
     return bool(placement.of_parameter or placement.of_tensor or placement.unsupported)
-

@@ -169,7 +169,7 @@ def _dtypes(making: _Making, base: Checkpoint, options: MergeOptions) -> None:
         return
     wanted = BY_TORCH_NAME[str(options.dtype)]
     for draft in making.drafts.values():
-        if draft.dtype.floating and draft.dtype.bits >= 16:  # noqa: PLR2004 - plain floats only
+        if draft.dtype.floating and draft.dtype.bits >= 16:
             draft.dtype = wanted
     making.edits |= dtype_edits(base.config or {}, str(options.dtype))
 

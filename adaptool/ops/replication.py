@@ -43,9 +43,7 @@ def replicated(drafts: Drafts, ranges: Sequence[tuple[int, int]]) -> Drafts:
     return {name: made[name] for name in [*kept, *(new for new in made if new not in drafts)]}
 
 
-def _layer(
-    drafts: Drafts, prefix: str, rest: str, number: int, source: int
-) -> tuple[str, Draft]:
+def _layer(drafts: Drafts, prefix: str, rest: str, number: int, source: int) -> tuple[str, Draft]:
     name = f"{prefix}{number}{rest}"
     seat = drafts.get(name)
     origin = drafts[f"{prefix}{source}{rest}"]

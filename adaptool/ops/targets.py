@@ -31,10 +31,12 @@ def plausible(delta: Delta, shape: Shape) -> bool:
     if terms.form is Form.VECTOR:
         return shape == (terms.out,)
     if terms.form is Form.EXPERTS:
-        return len(shape) == 3 and shape[0] == terms.experts and (  # noqa: PLR2004 - (E, out, in)
-            sorted(shape[1:]) == sorted((terms.out, terms.inner))
+        return (
+            len(shape) == 3
+            and shape[0] == terms.experts
+            and (sorted(shape[1:]) == sorted((terms.out, terms.inner)))
         )
-    if len(shape) < 2:  # noqa: PLR2004 - a matrix
+    if len(shape) < 2:
         return False
     return (shape[0], prod(shape[1:])) in ((terms.out, terms.inner), (terms.inner, terms.out))
 
@@ -88,9 +90,13 @@ def _placed(delta: Delta, placement: Placement, base: Base, prefer: bool) -> Ite
         )
     shape = base.shapes[placement.tensor]
     stacked = delta.terms.form is Form.EXPERTS
-    expert, of_parameter = _expert_of(placement.of_parameter) if stacked else (
-        None,
-        placement.of_parameter,
+    expert, of_parameter = (
+        _expert_of(placement.of_parameter)
+        if stacked
+        else (
+            None,
+            placement.of_parameter,
+        )
     )
     if stacked and expert is None:
         yield from _stack_views(delta, placement, shape, prefer)
@@ -111,7 +117,7 @@ def _sized(placements: Sequence[Placement], base: Base) -> Sequence[Placement]:
         dropped = sum(part.dropped for part in placement.of_parameter)
         for part in placement.of_parameter:
             axis = part.axis - dropped
-            if part.dropped or part.interleaved or not 0 <= axis < 2:  # noqa: PLR2004 - a matrix
+            if part.dropped or part.interleaved or not 0 <= axis < 2:
                 continue
             shape = base.shapes[placement.tensor]
             axis = len(shape) - 1 - axis if placement.transposed else axis
@@ -144,22 +150,18 @@ def _expert_of(parts: Sequence[Part]) -> tuple[int | None, tuple[Part, ...]]:
 
 def _slot_of(parts: Sequence[Part], shape: Shape) -> tuple[int | None, tuple[Part, ...], Shape]:
     """Take the expert's part off a stacked tensor's; returns the shape of one expert."""
-    if len(shape) == 3 and any(part.dropped for part in parts):  # noqa: PLR2004 - (E, out, in)
+    if len(shape) == 3 and any(part.dropped for part in parts):
         slot, rest = _expert_of(parts)
         return slot, rest, shape[1:]
     return None, tuple(parts), shape
 
 
-def _stack_views(
-    delta: Delta, placement: Placement, shape: Shape, prefer: bool
-) -> Iterator[View]:
+def _stack_views(delta: Delta, placement: Placement, shape: Shape, prefer: bool) -> Iterator[View]:
     """One view per expert, where delta and tensor are both stacked."""
-    if len(shape) != 3 or shape[0] != delta.terms.experts:  # noqa: PLR2004 - (E, out, in)
+    if len(shape) != 3 or shape[0] != delta.terms.experts:
         _refuse_shape(delta, placement.tensor, shape)
     for order in _orders(delta, prefer):
-        view = _fit(
-            delta, placement, order, placement.of_parameter, placement.of_tensor, shape[1:]
-        )
+        view = _fit(delta, placement, order, placement.of_parameter, placement.of_tensor, shape[1:])
         if view is not None:
             for expert in range(shape[0]):
                 yield _moved(view, expert, shape[1:], expert)
@@ -233,9 +235,7 @@ def _moved(view: View, slot: int | None, inner: Shape, expert: int | None) -> Vi
     """The view inside expert `slot` of a stacked tensor, taking expert `expert` of the delta."""
     rows, fold = view.rows, 1
     if slot is not None:
-        rows = Span(
-            rows.start + slot * inner[0], rows.length, rows.step, rows.blocks, rows.stride
-        )
+        rows = Span(rows.start + slot * inner[0], rows.length, rows.step, rows.blocks, rows.stride)
         fold = 2
     return View(
         rows=rows,
@@ -248,9 +248,7 @@ def _moved(view: View, slot: int | None, inner: Shape, expert: int | None) -> Vi
     )
 
 
-def _member_view(
-    delta: Delta, name: str, part: FusedPart, base: Base, prefer: bool
-) -> View:
+def _member_view(delta: Delta, name: str, part: FusedPart, base: Base, prefer: bool) -> View:
     """A separate q, k, v, gate or up delta inside the fused tensor of the base."""
     shape, out = base.shapes[name], delta.terms.out
     if delta.terms.form is Form.VECTOR:
@@ -276,11 +274,13 @@ def _member_span(total: int, out: int, part: FusedPart, delta: Delta, name: str)
     if part.order is Fused.PER_HEAD:
         heads = delta.terms.conventions.get("heads", 0)
         if not heads or out % heads or total != part.count * out:
-            message = f"{out} outputs cannot be told apart in {total} fused ones without head counts"
+            message = (
+                f"{out} outputs cannot be told apart in {total} fused ones without head counts"
+            )
             raise MismatchError(message, code=Code.SHAPE_AMBIGUOUS, tensor=name)
         size = out // heads
         return Span(part.index * size, size, blocks=heads, stride=part.count * size)
-    if part.count == 2:  # noqa: PLR2004 - gate and up
+    if part.count == 2:
         sizes = (total // 2, total // 2)
     elif part.index == 0:
         sizes = (out, (total - out) // 2, (total - out) // 2)
@@ -299,20 +299,25 @@ def _fused_views(
     for order in _orders(delta, prefer):
         axis = 1 if order else 0
         sizes = [base.shapes[name][axis] for name in names]
-        matching = all(prod(base.shapes[name]) == size * delta.terms.inner
-                       for name, size in zip(names, sizes, strict=True))
+        matching = all(
+            prod(base.shapes[name]) == size * delta.terms.inner
+            for name, size in zip(names, sizes, strict=True)
+        )
         if sum(sizes) != delta.terms.out or not matching:
             continue
         start = 0
         for name, size in zip(names, sizes, strict=True):
             part, inner = Span(start, size), whole(delta.terms.inner)
             start += size
-            yield name, View(
-                rows=inner if order else whole(size),
-                columns=whole(size) if order else inner,
-                transposed=order,
-                take_rows=None if order else part,
-                take_columns=part if order else None,
+            yield (
+                name,
+                View(
+                    rows=inner if order else whole(size),
+                    columns=whole(size) if order else inner,
+                    transposed=order,
+                    take_rows=None if order else part,
+                    take_columns=part if order else None,
+                ),
             )
         return
     _refuse_shape(delta, names[0], base.shapes[names[0]])
@@ -321,7 +326,7 @@ def _fused_views(
 def _refuse_shape(delta: Delta, name: str, shape: Shape) -> None:
     terms = delta.terms
     found = f"{terms.experts} x " if terms.experts else ""
-    if terms.kernel and len(shape) > 2 and shape[0] == terms.out:  # noqa: PLR2004 - (out, in, *k)
+    if terms.kernel and len(shape) > 2 and shape[0] == terms.out:
         groups, rest = divmod(terms.inner // prod(terms.kernel), max(1, shape[1]))
         if groups > 1 and not rest:
             message = (

@@ -110,9 +110,7 @@ def _open_directory(path: Path) -> AdapterFiles:
     except BaseException:
         source.close()
         raise
-    companions = tuple(
-        entry for entry in sorted(path.iterdir()) if entry.name in TOKENIZER_FILES
-    )
+    companions = tuple(entry for entry in sorted(path.iterdir()) if entry.name in TOKENIZER_FILES)
     return AdapterFiles(
         str(path), weights, source, header, config, str(config_path), config_path, companions
     )

@@ -357,7 +357,7 @@ def _mount_points() -> frozenset[str]:
         lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:
         return frozenset()
-    fields = (line.split(b" ")[4] for line in lines if line.count(b" ") > 4)  # noqa: PLR2004
+    fields = (line.split(b" ")[4] for line in lines if line.count(b" ") > 4)
     return frozenset(os.fsdecode(_unescaped(field)) for field in fields)
 
 
