@@ -110,7 +110,7 @@ class Lane:
         if row.blends or sampling or not all(prepared.additive for prepared in updates):
             out = self._out[: base.numel()].view(shape).copy_(base)
         for blend in row.blends:
-            self._blend(blend, row, start, out, base)
+            self._blend(blend, start, out, base)
         for prepared in updates:
             view = prepared.piece.view
             for block, own in view.rows.pieces(start, stop):
@@ -118,9 +118,7 @@ class Lane:
                 prepared.update.accumulate(target, seen, own)
         self._store(row, start, out, base if sampling else None, outlet)
 
-    def _blend(
-        self, blend: Blend, row: Row, start: int, out: torch.Tensor, base: torch.Tensor
-    ) -> None:
+    def _blend(self, blend: Blend, start: int, out: torch.Tensor, base: torch.Tensor) -> None:
         """out += weight * (value - base), on all of the tile's rows or on the token rows in it."""
         width = base.shape[1]
         if blend.rows is None:

@@ -19,7 +19,7 @@ from adaptool.engine.tiles import (
     fill_jobs,
     tile_height,
 )
-from adaptool.model.options import Machine, Precision
+from adaptool.model.options import Machine
 from adaptool.model.plan import Plan, Row
 from adaptool.model.results import MergeStats
 

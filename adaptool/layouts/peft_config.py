@@ -16,10 +16,54 @@ from adaptool.findings import Code, Finding, Severity
 from adaptool.names.patterns import MOST_PATTERNS, check_expression
 
 PEFT_TYPES = frozenset(
-    "PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING LORA ADALORA ADAMSS BOFT "
-    "ADAPTION_PROMPT IA3 BEFT LILY LOHA LOKR OFT POLY LN_TUNING VERA FROD PVERA FOURIERFT GLORA "
-    "XLORA HRA VBLORA UNILORA CPT MISS BONE RANDLORA ROAD TRAINABLE_TOKENS HIRA SHIRA C3A WAVEFT "
-    "OSF DELORA GRALORA CARTRIDGE TINYLORA PSOFT PEANUT SHADOW SUPERTUNING DEFT".split()
+    [
+        "PROMPT_TUNING",
+        "MULTITASK_PROMPT_TUNING",
+        "P_TUNING",
+        "PREFIX_TUNING",
+        "LORA",
+        "ADALORA",
+        "ADAMSS",
+        "BOFT",
+        "ADAPTION_PROMPT",
+        "IA3",
+        "BEFT",
+        "LILY",
+        "LOHA",
+        "LOKR",
+        "OFT",
+        "POLY",
+        "LN_TUNING",
+        "VERA",
+        "FROD",
+        "PVERA",
+        "FOURIERFT",
+        "GLORA",
+        "XLORA",
+        "HRA",
+        "VBLORA",
+        "UNILORA",
+        "CPT",
+        "MISS",
+        "BONE",
+        "RANDLORA",
+        "ROAD",
+        "TRAINABLE_TOKENS",
+        "HIRA",
+        "SHIRA",
+        "C3A",
+        "WAVEFT",
+        "OSF",
+        "DELORA",
+        "GRALORA",
+        "CARTRIDGE",
+        "TINYLORA",
+        "PSOFT",
+        "PEANUT",
+        "SHADOW",
+        "SUPERTUNING",
+        "DEFT",
+    ]
 )
 NOT_MERGEABLE = {
     "PROMPT_TUNING": "it learns a prompt, not weights",
@@ -35,15 +79,54 @@ NOT_MERGEABLE = {
     "SHADOW": "its update depends on the input",
 }
 KNOWN_FIELDS = frozenset(
-    "alora_invocation_tokens alpha_pattern arrow_config auto_mapping base_model_name_or_path bias "
-    "corda_config ensure_weight_tying eva_config exclude_modules fan_in_fan_out inference_mode "
-    "init_lora_weights kasa_config layer_replication layers_pattern layers_to_transform "
-    "loftq_config lora_alpha lora_bias lora_dropout lora_ga_config megatron_config megatron_core "
-    "modules_to_save monteclora_config peft_type peft_version qalora_group_size r rank_pattern "
-    "revision runtime_config target_modules target_parameters task_type trainable_token_indices "
-    "use_bdlora use_dora use_qalora use_rslora velora_config "
-    # written by releases before 0.21
-    "enable_lora merge_weights lora_ga_config use_alora".split()
+    [
+        "alora_invocation_tokens",
+        "alpha_pattern",
+        "arrow_config",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "bias",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "init_lora_weights",
+        "kasa_config",
+        "layer_replication",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_alpha",
+        "lora_bias",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_config",
+        "megatron_core",
+        "modules_to_save",
+        "monteclora_config",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "r",
+        "rank_pattern",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "target_parameters",
+        "task_type",
+        "trainable_token_indices",
+        "use_bdlora",
+        "use_dora",
+        "use_qalora",
+        "use_rslora",
+        "velora_config",
+        "enable_lora",
+        "merge_weights",
+        "lora_ga_config",
+        "use_alora",
+    ]
 )
 _BOOLEANS = (
     "use_rslora",

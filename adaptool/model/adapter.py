@@ -79,8 +79,9 @@ class Replaced:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A decoded adapter: every tensor of its file is in `deltas`, `replaced`, `leftover` or
-    `dropped` (left out because the caller allowed it).
+    """A decoded adapter; every tensor of its file has one place in it.
+
+    That is `deltas`, `replaced`, `leftover`, or `dropped`: left out because the caller allowed it.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""Rank and alpha patterns: regular expressions from untrusted configs, matched safely.
+r"""Rank and alpha patterns: regular expressions from untrusted configs, matched safely.
 
-PEFT looks a module up with `re.match(rf"(.*\\.)?({key})$", module)`, first key in dict order that
+PEFT looks a module up with `re.match(rf"(.*\.)?({key})$", module)`, first key in dict order that
 matches (PEFT >= 0.15, `get_pattern_key`). Keys come from files, so an expression that could take
 exponential time is refused before it runs.
 """

@@ -161,7 +161,7 @@ def module_names(model_types: Sequence[str], tensor: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*reached, *bare, tensor)))
 
 
-# --- the index of a checkpoint under one reading ---------------------------------------------------
+# --- the index of a checkpoint under one reading ----------------------------------------------
 
 
 @dataclass(slots=True)
@@ -201,7 +201,7 @@ def _index(reading: Reading, names: frozenset[str]) -> _Index:
     return _Index(reading, entries)
 
 
-# --- pieces -----------------------------------------------------------------------------------------
+# --- pieces -----------------------------------------------------------------------------------
 
 
 def _assembled(

@@ -1,0 +1,1 @@
+"""Module paths: patterns, renames between libraries, and the resolver from name to tensor."""
