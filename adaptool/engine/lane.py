@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,10 +12,11 @@ from adaptool.engine.outlets import Outlet
 from adaptool.engine.rounding import round_into
 from adaptool.engine.sampling import Sampling, sampled
 from adaptool.engine.tiles import FillJob, tile_height, tiles
-from adaptool.errors import InputError
+from adaptool.errors import InputError, ResourceError
 from adaptool.findings import Code
 from adaptool.model.plan import Blend, Piece, Row
-from adaptool.model.tuner import Update
+from adaptool.model.tuner import Observing, Update
+from adaptool.model.view import Span
 from adaptool.store.tensors import TensorRef
 
 if TYPE_CHECKING:
@@ -55,33 +58,50 @@ class Lane:
         self._base = torch.empty(elements, dtype=dtype, device=device)
         self._out = torch.empty(elements, dtype=dtype, device=device)
         self._single = torch.empty(elements, dtype=torch.float32, device=device)
+        # Bytes go over as they are and are converted there: torch would convert on the CPU.
+        self._arrived = (
+            torch.empty(elements * 8, dtype=torch.uint8, device=device) if pinned else None
+        )
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """On this lane's stream, without gradients; what the device refuses is a ResourceError."""
+        import torch
+
+        try:
+            with torch.inference_mode(), torch.cuda.stream(self._stream):
+                yield
+                self._settled()
+        except torch.OutOfMemoryError:
+            message = f"{self._arithmetic.device} has no memory left for a tile"
+            hint = "another process may hold it; --device cpu needs 350 MB of main memory"
+            raise ResourceError(message, code=Code.OUT_OF_MEMORY, hint=hint) from None
+        except torch.AcceleratorError as error:
+            message = f"{self._arithmetic.device} failed: {str(error).splitlines()[0]}"
+            hint = "re-run the same command to resume, or use --device cpu"
+            raise ResourceError(message, code=Code.DEVICE_FAILED, hint=hint) from None
 
     def run(self, job: FillJob, updates: list[Prepared], outlet: Outlet) -> None:
         """Fill the job's rows, tile by tile."""
-        import torch
-
         columns = job.row.matrix[1]
         height = tile_height(columns, self._arithmetic.tile_elements)
-        self._grow((height + 1) * max(1, columns))
-        with torch.inference_mode(), torch.cuda.stream(self._stream):
+        with self.computing():
+            self._grow((height + 1) * max(1, columns))
             for start, stop in tiles(job.start, job.stop, height):
                 self._tile(job.row, start, stop, updates, outlet)
 
-    def observe(self, row: Row, height: int, watching: list[Prepared]) -> None:
+    def observe(self, row: Row, height: int, watching: list[tuple[Piece, Observing]]) -> None:
         """Show all of W to the updates that must see it first, in blocks of `height` rows."""
-        import torch
-
         count, columns = row.matrix
-        self._grow((height + 1) * max(1, columns))
-        with torch.inference_mode(), torch.cuda.stream(self._stream):
+        with self.computing():
+            self._grow((height + 1) * max(1, columns))
             for start, stop in tiles(0, count, height):
                 base = self._load(row.source, start * columns, (stop - start, columns))
-                for prepared in watching:
-                    view = prepared.piece.view
-                    for block, own in view.rows.pieces(start, stop):
-                        prepared.update.observe(_cut(base, block, view.columns), own)  # type: ignore[attr-defined]
-            for prepared in watching:
-                prepared.update.settle()  # type: ignore[attr-defined]
+                for piece, update in watching:
+                    for block, own in piece.view.rows.pieces(start, stop):
+                        update.observe(_cut(base, block, piece.view.columns), own)
+            for _, update in watching:
+                update.settle()
 
     def _load(self, ref: TensorRef, first: int, shape: tuple[int, int]) -> torch.Tensor:
         """`shape` values of `ref` from element `first` on, in the arithmetic's dtype."""
@@ -90,10 +110,10 @@ class Lane:
         raw = self._read[: count * size]
         if count:
             ref.source.read_into(ref.offset + first * size, raw.numpy().data)
+        if self._arrived is not None:
+            raw = self._arrived[: count * size].copy_(raw, non_blocking=True)
         base = self._base[:count].view(shape)
-        base.copy_(raw.view(torch_dtype(ref.dtype)).view(shape), non_blocking=True)
-        self._settled()
-        return base
+        return base.copy_(raw.view(torch_dtype(ref.dtype)).view(shape))
 
     def _settled(self) -> None:
         if self._stream is not None:
@@ -132,6 +152,7 @@ class Lane:
 
     def _value(self, ref: TensorRef, first: int, count: int) -> torch.Tensor:
         size = ref.dtype.bits // 8
+        self._settled()  # the buffer's bytes may still be on their way to the device
         raw = self._read[: count * size]
         ref.source.read_into(ref.offset + first * size, raw.numpy().data)
         return raw.view(torch_dtype(ref.dtype)).to(
@@ -164,11 +185,9 @@ class Lane:
             outlet.fill(row, start * out.shape[1] * size, raw.numpy().data)
 
 
-def _cut(matrix: torch.Tensor, rows: slice, columns: object) -> torch.Tensor:
-    from adaptool.model.view import Span
-
+def _cut(matrix: torch.Tensor, rows: slice, columns: Span) -> torch.Tensor:
     part = matrix[rows]
-    if isinstance(columns, Span) and not columns.is_whole(matrix.shape[1]):
+    if not columns.is_whole(matrix.shape[1]):
         stop = columns.start + (columns.length - 1) * columns.step + 1
         part = part[:, columns.start : stop : columns.step]
     return part

@@ -22,6 +22,7 @@ from adaptool.engine.tiles import (
 from adaptool.model.options import Machine
 from adaptool.model.plan import Plan, Row
 from adaptool.model.results import MergeStats
+from adaptool.model.tuner import Observing
 
 if TYPE_CHECKING:
     from adaptool.engine.factors import FactorStore
@@ -142,17 +143,22 @@ class _Workers:
 
         fits, factors, _ = cast("tuple[Arithmetic, FactorStore, Sampling]", self._fits)
         made = []
-        for piece in row.pieces:
-            tuner = tuners()[piece.delta.tuner]
-            update = tuner.prepare(
-                factors.factors(piece.delta),
-                piece.delta.terms,
-                piece.view,
-                piece.weight,
-                fits.exact,
-            )
-            made.append(Prepared(piece, update, tuner.DECLARATION.additive))
-        watching = [prepared for prepared in made if hasattr(prepared.update, "observe")]
+        with lane.computing():
+            for piece in row.pieces:
+                tuner = tuners()[piece.delta.tuner]
+                update = tuner.prepare(
+                    factors.factors(piece.delta),
+                    piece.delta.terms,
+                    piece.view,
+                    piece.weight,
+                    fits.exact,
+                )
+                made.append(Prepared(piece, update, tuner.DECLARATION.additive))
+        watching = [
+            (prepared.piece, prepared.update)
+            for prepared in made
+            if isinstance(prepared.update, Observing)
+        ]
         if watching:
             lane.observe(row, tile_height(row.matrix[1], OBSERVED_ELEMENTS), watching)
         return made

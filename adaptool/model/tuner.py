@@ -5,9 +5,9 @@ A tuner is a module of `adaptool.tuners`: its file name is its name, and being t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from adaptool.model.adapter import Terms
 from adaptool.model.view import View
@@ -50,6 +50,7 @@ class Update(Protocol):
         ...
 
 
+@runtime_checkable
 class Observing(Update, Protocol):
     """An update that must see all of W before the first tile (column norms)."""
 
@@ -86,6 +87,3 @@ class Tuner(Protocol):
         `exact` is float64 arithmetic; without it the order of operations is PEFT's.
         """
         ...
-
-
-Shapes = Mapping[str, Sequence[int]]

@@ -80,15 +80,15 @@ def _names(root: Path) -> list[str]:
 
 
 def _chosen(names: list[str], suffix: str, root: Path, what: str) -> str | None:
-    """The file with a usual name, else the only one with this suffix."""
+    """The file with a usual name, else the only one with this suffix.
+
+    Another form of the weights counts only where there is nothing else.
+    """
     usual = [stem + suffix for stem in _STEMS if stem + suffix in names]
     if usual:
         return usual[0]
-    found = [
-        name
-        for name in names
-        if name.endswith(suffix) and name not in _ADAPTERS and not _OTHER_FORM.fullmatch(name)
-    ]
+    found = [name for name in names if name.endswith(suffix) and name not in _ADAPTERS]
+    found = [name for name in found if not _OTHER_FORM.fullmatch(name)] or found
     if len(found) <= 1:
         return found[0] if found else None
     message = f"{len(found)} {what}: {_listed(found)}"
