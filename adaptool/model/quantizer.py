@@ -1,0 +1,96 @@
+"""What a storage scheme of quantized weights offers; the seam between bases and quantizers.
+
+A quantizer is a module of `adaptool.quantizers`: its file name is its name, and being there
+registers it. It turns a group of stored tensors into one plain weight, bit for bit as the library
+that wrote them does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any, Protocol
+
+from adaptool.dtypes import Dtype
+from adaptool.store.tensors import TensorRef
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """What is true of a storage scheme.
+
+    `title` for people; `library` decodes it in the tests; `skip_list` is the key of
+    `quantization_config` that names modules left in 16 bit (None: the scheme has none).
+    """
+
+    title: str
+    library: str
+    skip_list: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One weight as a scheme stores it.
+
+    `name` and `shape` are the plain weight's, `dtype` is what the library decodes to; `roles` are
+    the stored tensors, every one of which belongs to this weight alone. `settings` are the
+    scheme's, JSON-able. `granule`: rows are decoded in multiples of it.
+    """
+
+    name: str
+    scheme: str
+    roles: Mapping[str, TensorRef]
+    shape: tuple[int, ...]
+    dtype: Dtype
+    settings: Mapping[str, Any]
+    granule: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Rows of the weight as a matrix: all axes but the last."""
+        return prod(self.shape[:-1])
+
+    @property
+    def columns(self) -> int:
+        """The last axis."""
+        return self.shape[-1]
+
+
+class Parts(Protocol):
+    """Reads the stored tensors of one packed weight."""
+
+    def whole(self, role: str) -> torch.Tensor:
+        """All of a stored tensor in its own dtype and shape; kept for the next question."""
+        ...
+
+    def span(self, role: str, start: int, stop: int) -> torch.Tensor:
+        """Elements [start, stop) of a stored tensor, flat, in its own dtype."""
+        ...
+
+
+class Quantizer(Protocol):
+    """What a quantizer's file offers."""
+
+    SCHEME: Scheme
+
+    def settings(self, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """This scheme's settings out of a `quantization_config`; None where it is another's."""
+        ...
+
+    def packed(
+        self, tensors: Mapping[str, TensorRef], settings: Mapping[str, Any]
+    ) -> Iterator[Packed]:
+        """Every weight that is stored this way; InputError where its tensors contradict."""
+        ...
+
+    def decode(self, parts: Parts, packed: Packed, start: int, stop: int) -> torch.Tensor:
+        """Rows [start, stop) as (rows, columns), in `packed.dtype`, as the library decodes them."""
+        ...
+
+    def skipping(self, config: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:
+        """`quantization_config` with `modules` entered as left in 16 bit."""
+        ...

@@ -1,0 +1,601 @@
+"""Every flag that the contract promises exists and does what it says.
+
+`PROMISED` is the contract's list for the commands that exist; `LATER` are the flags whose feature
+is not there yet, so that giving one is a usage error and not a promise broken in silence.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+from safetensors import deserialize
+
+from adaptool.cli.main import group, main
+from command_line import ADAPTER, BASE
+from make_fixtures import Tensor, save_tensors
+
+COMMON = {"--json", "--quiet"}
+MACHINE = {"--device", "--threads"}
+PROMISED = {
+    "inspect": {*COMMON, "--values", "--html", "--base"},
+    "validate": {*COMMON, "--base", "--strict", "--values", "--target", "--allow-pickle"},
+    "merge": {
+        *COMMON,
+        *MACHINE,
+        "--overwrite",
+        "--dry-run",
+        "--allow-drop",
+        "--allow-pickle",
+        "--weight",
+        "--add",
+        "--dtype",
+        "--precision",
+        "--max-shard-size",
+        "--tie",
+        "--quantized",
+        "--qlora-base",
+        "--init-adapter",
+        "--reversible",
+        "--skip-unmatched",
+        "--checksum",
+    },
+    "verify": {*COMMON, *MACHINE, "--add", "--init-adapter", "--exact", "--allow-pickle"},
+}
+# Every other option of the merge, where a receipt does not give it.
+GIVEN_TO_VERIFY = {"--weight", "--dtype", "--precision", "--tie", "--skip-unmatched"} | {
+    "--allow-drop"
+}
+LATER = {
+    "inspect": {"--html"},
+    "validate": {"--target", "--allow-pickle"},
+    "merge": {
+        *("--quantized", "--qlora-base", "--init-adapter", "--reversible", "--allow-pickle"),
+    },
+    "verify": {"--init-adapter", "--allow-pickle"},
+}
+COMMANDS = sorted(PROMISED)
+
+Adaptool = Callable[..., Any]
+
+
+def _flags(name: str) -> set[str]:
+    command = group.get_command(click.Context(group), name)
+    assert command is not None
+    return {
+        max(parameter.opts, key=len)
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+    }
+
+
+def test_every_command_stands_in_the_list() -> None:
+    """A new command brings its flags into this test."""
+    assert group.list_commands(click.Context(group)) == COMMANDS
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_has_the_flags_it_was_promised_and_no_others(name: str) -> None:
+    """What stands in the contract is there, what is not there yet is on the list for later."""
+    more = GIVEN_TO_VERIFY if name == "verify" else set()
+    assert _flags(name) == (PROMISED[name] | more) - LATER[name]
+
+
+def test_every_flag_is_used_by_a_test_below() -> None:
+    """The list is walked: for each command and flag there is a test that gives it."""
+    tree = ast.parse(Path(__file__).read_text())
+    used = {
+        (call.args[0].value, argument.value.partition("=")[0])
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "adaptool"
+        for argument in call.args
+        if isinstance(argument, ast.Constant)
+        and isinstance(argument.value, str)
+        and isinstance(call.args[0], ast.Constant)
+        and isinstance(call.args[0].value, str)
+    }
+    assert [
+        (name, flag)
+        for name in COMMANDS
+        for flag in sorted(_flags(name))
+        if (name, flag) not in used
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"), [(name, flag) for name in COMMANDS for flag in sorted(LATER[name])]
+)
+def test_flag_that_comes_later_is_refused(name: str, flag: str) -> None:
+    """Exit 2: nobody is left to think that it worked."""
+    assert main([name, "a", "b", "c", flag, "x"]) == 2
+
+
+@pytest.fixture
+def adaptool(capfd: pytest.CaptureFixture[str]) -> Adaptool:
+    """Runs the command line; returns the JSON, or the text where `text` is asked for."""
+
+    def call(*arguments: str | Path, code: int = 0, text: bool = False) -> Any:
+        given = [*map(str, arguments), *([] if text or "--json" in arguments else ["--json"])]
+        capfd.readouterr()
+        found = main(given)
+        out, err = capfd.readouterr()
+        assert found == code, (out, err)
+        return (out, err) if text else json.loads(out)
+
+    return call
+
+
+def _tensors(folder: Path) -> dict[str, Any]:
+    """Name -> (dtype, shape, bytes) of every tensor in `folder`."""
+    return {
+        name: (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, entry in deserialize(file.read_bytes())
+    }
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _receipt(folder: Path) -> Any:
+    return json.loads((folder / "adaptool.json").read_text())
+
+
+def _adapter(folder: Path, edit: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]) -> Path:
+    """A copy of the fixture adapter with other tensors."""
+    shutil.copytree(ADAPTER, folder)
+    file = folder / "adapter_model.safetensors"
+    names = {"F32": "float32", "BF16": "bfloat16"}
+    found = {
+        name: (names[dtype], shape, content)
+        for name, (dtype, shape, content) in _tensors(ADAPTER).items()
+    }
+    save_tensors(file, edit(found))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fixtures, merged with no flag at all."""
+    out = tmp_path_factory.mktemp("merged") / "out"
+    assert main(["merge", str(BASE), str(ADAPTER), str(out), "--quiet"]) == 0
+    return out
+
+
+def test_merge_json(adaptool: Adaptool, tmp_path: Path) -> None:
+    """The contract's keys, and counts that fit the fixture: 21 tensors, 14 adapted."""
+    said = adaptool("merge", "--json", BASE, ADAPTER, tmp_path / "out")
+    assert said["schema"] == 1
+    assert said["out"] == str(tmp_path / "out")
+    assert said["tensors"] == {"total": 21, "touched": 14, "copied": 7}
+    assert set(said["stats"]) == {"changed_fraction", "retained"}
+    assert {"bytes", "seconds", "device", "findings"} <= set(said)
+
+
+def test_merge_says_what_it_did(adaptool: Adaptool, tmp_path: Path) -> None:
+    """People get one line."""
+    out, _ = adaptool("merge", BASE, ADAPTER, tmp_path / "out", text=True)
+    assert out.startswith(f"merged 14 of 21 tensors into {tmp_path / 'out'} (")
+    assert len(out.splitlines()) == 1
+
+
+def test_merge_quiet(adaptool: Adaptool, tmp_path: Path) -> None:
+    """Nothing is said, the work is done."""
+    said = adaptool("merge", "--quiet", BASE, ADAPTER, tmp_path / "out", text=True)
+    assert said == ("", "")
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_merge_weight(adaptool: Adaptool, tmp_path: Path) -> None:
+    """Weight 0 gives the base's bytes."""
+    adaptool("merge", "--weight", "0", BASE, ADAPTER, tmp_path / "out")
+    for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (BASE / name).read_bytes()
+
+
+def test_merge_add(adaptool: Adaptool, tmp_path: Path, merged: Path) -> None:
+    """Two halves of an adapter are the adapter."""
+    half = f"{ADAPTER}=0.5"
+    adaptool("merge", BASE, ADAPTER, tmp_path / "out", "--weight=0.5", "--add", half)
+    assert _tensors(tmp_path / "out") == _tensors(merged)
+
+
+def test_merge_dtype(adaptool: Adaptool, tmp_path: Path) -> None:
+    """Every tensor is written in the dtype asked for, and a copied one keeps its value."""
+    adaptool("merge", "--dtype", "float32", BASE, ADAPTER, tmp_path / "out")
+    found = _tensors(tmp_path / "out")
+    assert {dtype for dtype, _, _ in found.values()} == {"F32"}
+    _, _, narrow = _tensors(BASE)["model.norm.weight"]
+    _, _, wide = found["model.norm.weight"]
+    expected = (np.frombuffer(narrow, "<u2").astype("<u4") << 16).tobytes()
+    assert wide == expected
+
+
+def test_merge_precision(adaptool: Adaptool, tmp_path: Path) -> None:
+    """The receipt says which arithmetic was used."""
+    adaptool("merge", "--precision", "float32", BASE, ADAPTER, tmp_path / "out")
+    assert _receipt(tmp_path / "out")["options"]["precision"] == "float32"
+
+
+def test_merge_max_shard_size(adaptool: Adaptool, tmp_path: Path, merged: Path) -> None:
+    """No shard is larger than asked, and the tensors are the same."""
+    adaptool("merge", "--max-shard-size", "50KB", BASE, ADAPTER, tmp_path / "out")
+    shards = list((tmp_path / "out").glob("*.safetensors"))
+    assert len(shards) > 2
+    assert max(sum(len(entry[2]) for entry in _one(shard).values()) for shard in shards) <= 50_000
+    assert _tensors(tmp_path / "out") == _tensors(merged)
+
+
+def _one(file: Path) -> dict[str, Any]:
+    return {
+        name: (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
+        for name, entry in deserialize(file.read_bytes())
+    }
+
+
+@pytest.fixture
+def tied(tmp_path: Path) -> tuple[Path, Path]:
+    """The base with tied embeddings, and an adapter on lm_head, which it has no tensor for."""
+    base = tmp_path / "tied"
+    base.mkdir()
+    for file in ("config.json", "model-00001-of-00002.safetensors"):
+        shutil.copy(BASE / file, base / file)
+    names = {"BF16": "bfloat16"}
+    every = {
+        name: (names[dtype], shape, content)
+        for name, (dtype, shape, content) in _tensors(BASE).items()
+        if name != "lm_head.weight"
+    }
+    (base / "model-00001-of-00002.safetensors").unlink()
+    save_tensors(base / "model.safetensors", every)
+    config = json.loads((BASE / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (base / "config.json").write_text(json.dumps(config))
+
+    def only_head(_: dict[str, Tensor]) -> dict[str, Tensor]:
+        row = np.full(8 * 64, 0.5, "<f4").tobytes()
+        column = np.full(256 * 8, 0.25, "<f4").tobytes()
+        prefix = "base_model.model.lm_head"
+        return {
+            f"{prefix}.lora_A.weight": ("float32", (8, 64), row),
+            f"{prefix}.lora_B.weight": ("float32", (256, 8), column),
+        }
+
+    adapter = _adapter(tmp_path / "head", only_head)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(
+        json.dumps(config | {"target_modules": ["lm_head"]})
+    )
+    return base, adapter
+
+
+def test_merge_tie(adaptool: Adaptool, tmp_path: Path, tied: tuple[Path, Path]) -> None:
+    """`error` refuses; `untie` writes the head and says so in the config; `keep` changes both."""
+    base, adapter = tied
+    refused = adaptool("merge", "--tie", "error", base, adapter, tmp_path / "no", code=4)
+    assert refused["error"]["code"] == "tied-weights"
+    adaptool("merge", "--tie", "untie", base, adapter, tmp_path / "untied")
+    untied = _tensors(tmp_path / "untied")
+    assert untied["lm_head.weight"] != untied["model.embed_tokens.weight"]
+    assert untied["model.embed_tokens.weight"] == _tensors(base)["model.embed_tokens.weight"]
+    config = json.loads((tmp_path / "untied" / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+    adaptool("merge", "--tie", "keep", base, adapter, tmp_path / "kept")
+    kept = _tensors(tmp_path / "kept")
+    assert "lm_head.weight" not in kept
+    assert kept["model.embed_tokens.weight"] == untied["lm_head.weight"]
+
+
+@pytest.fixture
+def too_deep(tmp_path: Path) -> Path:
+    """An adapter whose second layer is a ninth, which the base lacks."""
+    return _adapter(
+        tmp_path / "deep",
+        lambda tensors: {
+            name.replace("layers.1.", "layers.8."): tensor for name, tensor in tensors.items()
+        },
+    )
+
+
+def test_merge_skip_unmatched(adaptool: Adaptool, tmp_path: Path, too_deep: Path) -> None:
+    """Exit 4 without the flag; with it the modules are left out, and every one is told."""
+    refused = adaptool("merge", BASE, too_deep, tmp_path / "no", code=4)
+    assert refused["error"]["code"] == "module-not-in-base"
+    assert len(refused["errors"]) == 7
+    said = adaptool("merge", "--skip-unmatched", BASE, too_deep, tmp_path / "out")
+    assert said["tensors"]["touched"] == 7
+    assert "module-skipped" in {finding["code"] for finding in said["findings"]}
+
+
+@pytest.fixture
+def with_extra(tmp_path: Path) -> Path:
+    """An adapter with a tensor that no layout knows."""
+    extra: Tensor = ("float32", (4,), bytes(16))
+    return _adapter(
+        tmp_path / "extra", lambda tensors: {**tensors, "base_model.model.extra": extra}
+    )
+
+
+def test_merge_allow_drop(adaptool: Adaptool, tmp_path: Path, with_extra: Path) -> None:
+    """What would be lost makes the merge fail, unless a pattern allows it; the receipt knows."""
+    refused = adaptool("merge", BASE, with_extra, tmp_path / "no", "--allow-drop=*.other", code=4)
+    assert refused["error"]["tensor"] == "base_model.model.extra"
+    adaptool("merge", BASE, with_extra, tmp_path / "out", "--allow-drop", "*.ext*")
+    assert "base_model.model.extra" in json.dumps(_receipt(tmp_path / "out"))
+
+
+def test_merge_checksum(adaptool: Adaptool, tmp_path: Path) -> None:
+    """SHA256SUMS names every other file with its digest, and the receipt has the same."""
+    out = tmp_path / "out"
+    adaptool("merge", "--checksum", BASE, ADAPTER, out)
+    lines = (out / "SHA256SUMS").read_text().splitlines()
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    shards = {path.name for path in out.glob("*.safetensors")}
+    assert shards <= set(sums)
+    for name, digest in sums.items():
+        assert hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
+    recorded = {entry["name"]: entry.get("sha256") for entry in _receipt(out)["outputs"]}
+    assert {name: recorded[name] for name in shards} == {name: sums[name] for name in shards}
+
+
+def test_merge_overwrite(adaptool: Adaptool, tmp_path: Path) -> None:
+    """An output that exists is exit 5; with the flag a merge of ours is replaced, nothing else."""
+    out = tmp_path / "out"
+    adaptool("merge", "--weight=0", BASE, ADAPTER, out)
+    before = _files(out)
+    assert adaptool("merge", BASE, ADAPTER, out, code=5)["error"]["code"] == "output-exists"
+    assert _files(out) == before
+    adaptool("merge", "--overwrite", BASE, ADAPTER, out)
+    assert _files(out) != before
+    (out / "mine.txt").write_text("not adaptool's")
+    adaptool("merge", "--overwrite", BASE, ADAPTER, out, code=5)
+    assert (out / "mine.txt").exists()
+
+
+def test_merge_dry_run(adaptool: Adaptool, tmp_path: Path) -> None:
+    """The plan has a row for every tensor of the output, and nothing is written."""
+    said = adaptool("merge", "--dry-run", BASE, ADAPTER, tmp_path / "out")
+    assert {row["tensor"] for row in said["plan"]["tensors"]} == set(_tensors(BASE))
+    out, _ = adaptool("merge", "--dry-run", BASE, ADAPTER, tmp_path / "out", text=True)
+    assert "model.layers.1.mlp.down_proj.weight" in out
+    assert out.splitlines()[-1].startswith("would merge 14 of 21 tensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_merge_device(adaptool: Adaptool, tmp_path: Path) -> None:
+    """The device asked for is used, or is exit 7; never another."""
+    said = adaptool("merge", "--device", "cpu", BASE, ADAPTER, tmp_path / "out")
+    assert said["device"] == "cpu"
+    said = adaptool("merge", "--device", "cuda:99", BASE, ADAPTER, tmp_path / "no", code=7)
+    assert said["error"]["code"] == "device-missing"
+
+
+def test_merge_threads(adaptool: Adaptool, tmp_path: Path, merged: Path) -> None:
+    """Bytes do not depend on the number of workers."""
+    for count in ("1", "3"):
+        adaptool("merge", "--threads", count, BASE, ADAPTER, tmp_path / count)
+        assert _files(tmp_path / count) == _files(merged)
+
+
+def test_verify_json(adaptool: Adaptool, merged: Path) -> None:
+    """A merge of ours is what its inputs make."""
+    said = adaptool("verify", "--json", BASE, ADAPTER, merged)
+    assert said["ok"] is True
+    assert said["tensors"] == {"checked": 21, "different": 0}
+    assert said["different"] == []
+
+
+def test_verify_quiet(adaptool: Adaptool, merged: Path) -> None:
+    """The exit code says it all."""
+    assert adaptool("verify", "--quiet", BASE, ADAPTER, merged, text=True) == ("", "")
+    assert adaptool("verify", "--quiet", BASE, ADAPTER, BASE, code=1, text=True)[0] == ""
+
+
+def test_verify_names_what_differs(adaptool: Adaptool, merged: Path) -> None:
+    """The base is not the merge: exit 1 and a row for a changed tensor."""
+    out, _ = adaptool("verify", BASE, ADAPTER, BASE, code=1, text=True)
+    assert "model.layers.0.self_attn.q_proj.weight" in out
+    assert "differ" in out.splitlines()[-1]
+    out, _ = adaptool("verify", BASE, ADAPTER, merged, text=True)
+    assert out == "ok: 21 tensors checked\n"
+
+
+def test_verify_exact(adaptool: Adaptool, merged: Path, tmp_path: Path) -> None:
+    """One step of the dtype passes without the flag and not with it."""
+    assert adaptool("verify", "--exact", BASE, ADAPTER, merged)["ok"] is True
+    nudged = tmp_path / "nudged"
+    shutil.copytree(merged, nudged)
+    shard = nudged / "model-00001-of-00002.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-2] ^= 1
+    shard.write_bytes(content)
+    assert adaptool("verify", BASE, ADAPTER, nudged)["ok"] is True
+    said = adaptool("verify", BASE, ADAPTER, nudged, "--exact", code=1)
+    assert [entry["max_ulp"] for entry in said["different"]] == [1]
+
+
+def test_verify_weight(adaptool: Adaptool, merged: Path) -> None:
+    """What is given wins over the receipt."""
+    assert adaptool("verify", "--weight", "1", BASE, ADAPTER, merged)["ok"] is True
+    assert adaptool("verify", "--weight", "9", BASE, ADAPTER, merged, code=1)["ok"] is False
+
+
+def test_verify_add(adaptool: Adaptool, tmp_path: Path, merged: Path) -> None:
+    """The adapters of the merge are named again; their weights stand in the receipt."""
+    out = tmp_path / "out"
+    adaptool("merge", BASE, ADAPTER, out, "--weight=0.25", f"--add={ADAPTER}=0.5")
+    adaptool("verify", BASE, ADAPTER, out, "--add", ADAPTER)
+    adaptool("verify", BASE, ADAPTER, out, code=2)
+    adaptool("verify", BASE, ADAPTER, merged, "--add", ADAPTER, code=2)
+    (out / "adaptool.json").unlink()
+    adaptool("verify", BASE, ADAPTER, out, "--weight=0.25", f"--add={ADAPTER}=0.5")
+    adaptool("verify", BASE, ADAPTER, out, "--weight=0.25", f"--add={ADAPTER}=9", code=1)
+
+
+def test_verify_dtype(adaptool: Adaptool, merged: Path) -> None:
+    """A dtype that is not the merge's makes every tensor different."""
+    said = adaptool("verify", "--dtype", "float32", BASE, ADAPTER, merged, code=1)
+    assert said["tensors"] == {"checked": 21, "different": 21}
+
+
+def test_verify_precision(adaptool: Adaptool, merged: Path) -> None:
+    """The fast arithmetic lies within one step of the exact one."""
+    assert adaptool("verify", "--precision", "float32", BASE, ADAPTER, merged)["ok"] is True
+
+
+def test_verify_tie(adaptool: Adaptool, tmp_path: Path, tied: tuple[Path, Path]) -> None:
+    """The receipt says how ties were treated; another treatment is another model."""
+    base, adapter = tied
+    out = tmp_path / "kept"
+    adaptool("merge", "--tie=keep", base, adapter, out)
+    assert adaptool("verify", base, adapter, out)["ok"] is True
+    assert adaptool("verify", base, adapter, out, "--tie", "untie", code=1)["ok"] is False
+
+
+def test_verify_skip_unmatched(adaptool: Adaptool, tmp_path: Path, too_deep: Path) -> None:
+    """From the receipt or from the flag; without either it is exit 4."""
+    out = tmp_path / "out"
+    adaptool("merge", "--skip-unmatched", BASE, too_deep, out)
+    adaptool("verify", BASE, too_deep, out)
+    (out / "adaptool.json").unlink()
+    adaptool("verify", BASE, too_deep, out, code=4)
+    adaptool("verify", "--skip-unmatched", BASE, too_deep, out)
+
+
+def test_verify_allow_drop(adaptool: Adaptool, tmp_path: Path, with_extra: Path) -> None:
+    """From the receipt or from the flag; without either it is exit 4."""
+    out = tmp_path / "out"
+    adaptool("merge", "--allow-drop=*.extra", BASE, with_extra, out)
+    adaptool("verify", BASE, with_extra, out)
+    (out / "adaptool.json").unlink()
+    adaptool("verify", BASE, with_extra, out, code=4)
+    adaptool("verify", BASE, with_extra, out, "--allow-drop", "*.extra")
+
+
+def test_verify_device(adaptool: Adaptool, merged: Path) -> None:
+    """The device asked for is used, or is exit 7."""
+    assert adaptool("verify", "--device", "cpu", BASE, ADAPTER, merged)["ok"] is True
+    said = adaptool("verify", "--device", "cuda:99", BASE, ADAPTER, merged, code=7)
+    assert said["error"]["code"] == "device-missing"
+
+
+def test_verify_threads(adaptool: Adaptool, merged: Path) -> None:
+    """Any number of workers finds the same."""
+    assert adaptool("verify", "--threads", "3", BASE, ADAPTER, merged)["ok"] is True
+
+
+@pytest.fixture
+def with_nan(tmp_path: Path) -> Path:
+    """An adapter with one factor that is not finite, which no header shows."""
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    bad: Tensor = ("float32", (8, 64), np.full(512, np.nan, "<f4").tobytes())
+    return _adapter(tmp_path / "nan", lambda tensors: {**tensors, name: bad})
+
+
+def test_validate_json(adaptool: Adaptool) -> None:
+    """Nothing is wrong with the fixture."""
+    said = adaptool("validate", "--json", ADAPTER)
+    assert (said["schema"], said["ok"]) == (1, True)
+    assert [each for each in said["findings"] if each["severity"] == "error"] == []
+
+
+def test_validate_quiet(adaptool: Adaptool, with_nan: Path) -> None:
+    """The exit code says it all."""
+    assert adaptool("validate", "--quiet", ADAPTER, text=True) == ("", "")
+    assert adaptool("validate", "--quiet", with_nan, "--values", code=1, text=True) == ("", "")
+
+
+def test_validate_values(adaptool: Adaptool, with_nan: Path) -> None:
+    """NaN is found where the weights are read, and only there."""
+    adaptool("validate", with_nan)
+    said = adaptool("validate", "--values", with_nan, code=1)
+    assert [each["code"] for each in said["findings"] if each["severity"] == "error"] == [
+        "not-finite"
+    ]
+    out, _ = adaptool("validate", with_nan, "--values", code=1, text=True)
+    assert "error[not-finite]: " in out
+    assert out.splitlines()[-1].startswith("not ok: 1 error")
+
+
+def test_validate_base(adaptool: Adaptool, too_deep: Path) -> None:
+    """A module that the base lacks is seen with the base at hand."""
+    adaptool("validate", too_deep)
+    said = adaptool("validate", too_deep, "--base", BASE, code=1)
+    assert "module-not-in-base" in {finding["code"] for finding in said["findings"]}
+
+
+def test_validate_strict(adaptool: Adaptool, tmp_path: Path) -> None:
+    """A warning is exit 0 without the flag and exit 1 with it."""
+    # Alpha 0 is legal and makes the adapter do nothing.
+    folder = _adapter(tmp_path / "zero", lambda tensors: tensors)
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"lora_alpha": 0}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    said = adaptool("validate", folder)
+    assert [each["severity"] for each in said["findings"]] == ["warning"]
+    assert adaptool("validate", "--strict", folder, code=1)["ok"] is False
+
+
+def test_inspect_json(adaptool: Adaptool) -> None:
+    """The contract's keys, for an adapter, for a checkpoint and for both at once."""
+    adapter = adaptool("inspect", "--json", ADAPTER)
+    assert (adapter["kind"], adapter["layout"], adapter["tuners"]) == (
+        "adapter",
+        "peft",
+        {"lora": 14},
+    )
+    assert adapter["ranks"] == {"min": 8, "max": 8, "histogram": {"8": 14}}
+    assert adapter["scaling"] == {"min": 2.0, "max": 2.0}
+    assert adapter["targets"]["q_proj"] == 2
+    assert adapter["module_count"] == 14
+    checkpoint = adaptool("inspect", "--json", BASE)
+    assert (checkpoint["kind"], checkpoint["tensor_count"]) == ("checkpoint", 21)
+    assert len(checkpoint["shards"]) == 2
+    assert checkpoint["parameters"] == 106816
+    both = adaptool("inspect", "--json", ADAPTER, BASE)
+    assert [item["kind"] for item in both["items"]] == ["adapter", "checkpoint"]
+
+
+def test_inspect_groups_modules_for_people(adaptool: Adaptool) -> None:
+    """One row for each kind of module, not one for each module."""
+    out, _ = adaptool("inspect", ADAPTER, text=True)
+    assert sum("_proj" in line for line in out.splitlines()) == 7
+
+
+def test_inspect_quiet(adaptool: Adaptool) -> None:
+    """What was asked for is shown; remarks are not."""
+    out, err = adaptool("inspect", "--quiet", ADAPTER, text=True)
+    assert out.startswith(f"{ADAPTER}: adapter")
+    assert err == ""
+
+
+def test_inspect_values(adaptool: Adaptool) -> None:
+    """Norm and effective rank of every module, from the weights."""
+    said = adaptool("inspect", "--values", ADAPTER)
+    found = _tensors(ADAPTER)
+    for row in said["modules"]:
+        down, up = (_matrix(found, row["module"], factor) for factor in ("lora_A", "lora_B"))
+        assert row["norm"] == pytest.approx(2.0 * np.linalg.norm(up @ down), rel=1e-6)
+        assert 1.0 <= row["effective_rank"] <= 8.0
+        assert row["nonfinite"] == 0
+    assert all(row["norm"] is None for row in adaptool("inspect", ADAPTER)["modules"])
+
+
+def _matrix(found: Mapping[str, Any], module: str, factor: str) -> Any:
+    for name, (_, shape, content) in found.items():
+        if name.endswith(f"{module}.{factor}.weight"):
+            return np.frombuffer(content, "<f4").astype(float).reshape(shape)
+    raise AssertionError(module)
+
+
+def test_inspect_base(adaptool: Adaptool) -> None:
+    """How large the adapter is, compared with its base."""
+    said = adaptool("inspect", ADAPTER, "--base", BASE)
+    assert said["share_of_base"] == pytest.approx(said["parameters"] / 106816)
