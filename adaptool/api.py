@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adaptool.engine.compare import ComparingOutlet
 from adaptool.engine.run import run
+from adaptool.engine.values import TensorValues
 from adaptool.engine.write import write_model
 from adaptool.errors import UsageError
 from adaptool.findings import Code
@@ -19,6 +20,7 @@ from adaptool.model.options import (
     MergeOptions,
     OutputDtype,
     Precision,
+    Quantized,
     Strength,
     Tie,
 )
@@ -58,6 +60,7 @@ def merge(
     precision: str = "float64",
     max_shard_size: int | None = None,
     tie: str = "untie",
+    quantized: str = "all",
     skip_unmatched: bool = False,
     allow_drop: Sequence[str] = (),
     checksum: bool = False,
@@ -79,6 +82,7 @@ def merge(
         precision=Precision(precision),
         max_shard_size=max_shard_size,
         tie=Tie(tie),
+        quantized=Quantized(quantized),
         skip_unmatched=skip_unmatched,
         allow_drop=tuple(allow_drop),
         checksum=checksum,
@@ -116,6 +120,7 @@ def verify(
     dtype: str | None = None,
     precision: str | None = None,
     tie: str | None = None,
+    quantized: str | None = None,
     skip_unmatched: bool | None = None,
     allow_drop: Sequence[str] | None = None,
     exact: bool = False,
@@ -134,6 +139,7 @@ def verify(
         dtype=OutputDtype(dtype) if dtype else options.dtype,
         precision=Precision(precision) if precision else options.precision,
         tie=Tie(tie) if tie else options.tie,
+        quantized=Quantized(quantized) if quantized else options.quantized,
         skip_unmatched=options.skip_unmatched if skip_unmatched is None else skip_unmatched,
         allow_drop=options.allow_drop if allow_drop is None else tuple(allow_drop),
     )
@@ -157,7 +163,8 @@ def inspect(
     path: Path | str, *, values: bool = False, base: Path | str | None = None
 ) -> AdapterSummary | CheckpointSummary:
     """What an adapter or a checkpoint is; reads headers only, weights with `values`."""
-    return inspect_path(Path(path), values=values, base=Path(base) if base else None)
+    reader = TensorValues() if values else None
+    return inspect_path(Path(path), values=reader, base=Path(base) if base else None)
 
 
 def validate(
@@ -168,7 +175,8 @@ def validate(
     strict: bool = False,
 ) -> ValidateResult:
     """Findings about an adapter or a checkpoint; with `base`, whether they fit."""
-    findings = validate_path(Path(path), base=Path(base) if base else None, values=values)
+    reader = TensorValues() if values else None
+    findings = validate_path(Path(path), base=Path(base) if base else None, values=reader)
     return ValidateResult(findings, strict)
 
 

@@ -59,8 +59,8 @@ def translated(error: BaseException) -> AdaptoolError:
     if isinstance(error, click.ClickException):
         message = " ".join(error.format_message().split())
         return UsageError(message, code=Code.USAGE, hint=_usage_hint(error))
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        return interruption(signal.SIGINT)
+    if isinstance(error, KeyboardInterrupt):
+        return interruption(next(iter(error.args), signal.SIGINT))
     if isinstance(error, MemoryError):
         hint = "use fewer --threads, or a machine with more memory"
         return ResourceError("memory ran out", code=Code.OUT_OF_MEMORY, hint=hint)

@@ -17,7 +17,7 @@ _QUIET = "adaptool.quiet"
 
 
 def _remembered(key: str) -> Callable[[click.Context, click.Parameter, bool], None]:
-    def remember(context: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: FBT001
+    def remember(context: click.Context, _: click.Parameter, value: bool) -> None:
         context.meta[key] = value
 
     return remember

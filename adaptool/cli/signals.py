@@ -1,4 +1,4 @@
-"""SIGTERM as an error, so that what is open gets closed."""
+"""SIGINT and SIGTERM unwind the stack, so that what is open gets closed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def _stop(number: int, _: FrameType | None) -> None:
     # The second signal means it: no clean-up is waited for.
     for stopping in _STOPPING:
         signal.signal(stopping, _leave_now)
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise interruption(number)
+    # Not an AdaptoolError yet: those are gathered and reported as findings where inputs are
+    # checked, and a signal must get past all of that.
+    raise KeyboardInterrupt(number)
 
 
 def interruption(number: int) -> Interrupted:

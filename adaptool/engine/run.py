@@ -23,6 +23,7 @@ from adaptool.model.options import Machine
 from adaptool.model.plan import Plan, Row
 from adaptool.model.results import MergeStats
 from adaptool.model.tuner import Observing
+from adaptool.store.source import Source
 
 if TYPE_CHECKING:
     from adaptool.engine.factors import FactorStore
@@ -111,6 +112,7 @@ class _Workers:
             while (job := self._next()) is not None:
                 if isinstance(job, CopyJob):
                     self._outlet.copy(job)
+                    _forget(job.source)
                     self._count(job.length)
                 else:
                     lane = lane or self._lane()
@@ -134,6 +136,7 @@ class _Workers:
             work.jobs -= 1
             if not work.jobs:
                 work.updates = None
+                _forget(job.row.source.source)
         rows, _ = job.row.matrix
         self._count(job.row.length * (job.stop - job.start) // max(1, rows))
 
@@ -217,6 +220,13 @@ def _compute(
     jobs = list(fill_jobs(plan.rows, fits.tile_elements))
     workers.start_computing(fits, FactorStore(fits), sampling, jobs)
     return lambda: Outcome(str(fits.device), sampling.stats(plan.rows))
+
+
+def _forget(source: Source) -> None:
+    """A source that keeps something for its next reader may let it go."""
+    forget = getattr(source, "forget", None)
+    if forget is not None:
+        forget()
 
 
 def _join(threads: Sequence[threading.Thread]) -> None:

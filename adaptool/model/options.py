@@ -35,6 +35,14 @@ class Tie(StrEnum):
     ERROR = "error"
 
 
+class Quantized(StrEnum):
+    """What to write of a quantized base."""
+
+    ALL = "all"
+    TOUCHED = "touched"
+    KEEP = "keep"
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What does the work: never part of the result's bytes."""
@@ -71,6 +79,7 @@ class MergeOptions:
     precision: Precision = Precision.FLOAT64
     max_shard_size: int | None = None
     tie: Tie = Tie.UNTIE
+    quantized: Quantized = Quantized.ALL
     skip_unmatched: bool = False
     allow_drop: tuple[str, ...] = ()
     checksum: bool = False

@@ -12,7 +12,7 @@ TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 def edited(config: Mapping[str, Any], raw: bytes, edits: Mapping[str, Any]) -> bytes:
     """config.json with `edits` applied; the very bytes where nothing changes.
 
-    A key that stands only in `text_config` is edited there.
+    A key that stands only in `text_config` is edited there; a value of None removes the key.
     """
     changed = {key: value for key, value in edits.items() if _current(config, key) != value}
     if not changed:
@@ -20,6 +20,9 @@ def edited(config: Mapping[str, Any], raw: bytes, edits: Mapping[str, Any]) -> b
     body = json.loads(json.dumps(config))
     text = body.get("text_config")
     for key, value in changed.items():
+        if value is None:
+            body.pop(key, None)
+            continue
         if isinstance(text, dict) and key in text:
             text[key] = value
         if key in body or not (isinstance(text, dict) and key in text):

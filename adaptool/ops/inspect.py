@@ -1,11 +1,225 @@
-"""placeholder"""
+"""What an adapter or a checkpoint is, from headers and configs; from values where asked."""
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from adaptool.model.results import AdapterSummary, CheckpointSummary
+from typing import Any
+
+from adaptool.findings import Code, Finding, Severity
+from adaptool.layouts import decode
+from adaptool.model.adapter import Adapter, Delta, Replaced
+from adaptool.model.results import AdapterSummary, CheckpointSummary, ModuleRow
+from adaptool.model.values import Scan, ValueReader
+from adaptool.ops import ties
+from adaptool.ops.artifact import open_artifact
+from adaptool.ops.drafts import drafts_of
+from adaptool.ops.value_checks import (
+    nonfinite_findings,
+    scans,
+    untrained_findings,
+    zero_weights_findings,
+)
+from adaptool.store.adapter_files import METADATA_KEYS, AdapterFiles
+from adaptool.store.checkpoint import Checkpoint, open_checkpoint
+from adaptool.store.tensors import TensorRef
+
+PROVENANCE = ("peft_type", "peft_version", "task_type", "revision")
 
 
 def inspect_path(
-    path: Path, *, values: bool, base: Path | None
+    path: Path, *, values: ValueReader | None, base: Path | None
 ) -> AdapterSummary | CheckpointSummary:
-    raise NotImplementedError
+    """Describe what lies at `path`; `values` reads the weights too, `base` is compared with.
+
+    Errors as in `open_artifact`, `layouts.decode` and `open_checkpoint`.
+    """
+    with open_artifact(path) as opened:
+        if isinstance(opened, Checkpoint):
+            return _checkpoint_summary(opened, str(path), values)
+        return _adapter_summary(opened, values, base)
+
+
+def _adapter_summary(
+    files: AdapterFiles, values: ValueReader | None, base: Path | None
+) -> AdapterSummary:
+    adapter = decode(files)
+    seen = scans(adapter.tensors, values) if values is not None else {}
+    modules = tuple(_module_rows(adapter.deltas, seen, values))
+    parameters = _trained(adapter)
+    share, notes = _share(parameters, base) if base is not None else (None, ())
+    return AdapterSummary(
+        path=files.name,
+        layout=adapter.layout,
+        tuners=dict(sorted(Counter(row.tuner for row in modules).items())),
+        base=adapter.base,
+        parameters=parameters,
+        bytes=files.source.size,
+        dtypes=_dtypes(adapter.tensors.values()),
+        ranks=_ranks(modules),
+        scaling=_scaling(modules),
+        targets=dict(sorted(Counter(row.module.rpartition(".")[2] for row in modules).items())),
+        modules=modules,
+        carried=tuple(_carried(item) for item in adapter.replaced),
+        provenance=_provenance(adapter, files),
+        share_of_base=share,
+        findings=(
+            *adapter.findings,
+            *notes,
+            *nonfinite_findings(adapter.tensors, seen),
+            *(untrained_findings(adapter.deltas, seen) if seen else ()),
+        ),
+    )
+
+
+def _module_rows(
+    deltas: Iterable[Delta], seen: Mapping[str, Scan], values: ValueReader | None
+) -> Iterable[ModuleRow]:
+    """One row for each module: its update, and what shifts its bias counted with it."""
+    groups: dict[str, list[Delta]] = {}
+    for delta in deltas:
+        groups.setdefault(delta.module, []).append(delta)
+    for group in groups.values():
+        yield _module_row(group, seen, values)
+
+
+def _module_row(
+    group: list[Delta], seen: Mapping[str, Scan], values: ValueReader | None
+) -> ModuleRow:
+    main = group[0]
+    spectrum = values.spectrum(main) if values is not None else None
+    names = [ref.name for delta in group for ref in delta.roles.values()]
+    terms = main.terms
+    shape = (terms.out, terms.inner)
+    return ModuleRow(
+        module=main.parameter.removesuffix(".weight"),
+        tuner=main.tuner,
+        rank=terms.rank,
+        scaling=terms.scaling,
+        shape=(terms.experts, *shape) if terms.experts else shape,
+        parameters=sum(delta.parameters for delta in group),
+        saving=_saving(terms.out, terms.inner, terms.rank),
+        norm=spectrum.norm if spectrum else None,
+        effective_rank=spectrum.effective_rank if spectrum else None,
+        nonfinite=sum(seen[name].nonfinite for name in names) if seen else None,
+    )
+
+
+def _saving(out: int, inner: int, rank: int | None) -> float | None:
+    return out * inner / ((out + inner) * rank) if rank else None
+
+
+def _trained(adapter: Adapter) -> int:
+    """Elements that training made: copies of the base, which PEFT may save along, are not."""
+    replaced = (item.value.elements for item in adapter.replaced if not item.copied_base)
+    return sum(delta.parameters for delta in adapter.deltas) + sum(replaced)
+
+
+def _share(parameters: int, base: Path) -> tuple[float | None, tuple[Finding, ...]]:
+    """Adapter parameters over base parameters; None where the base's cannot be counted."""
+    with open_checkpoint(base) as checkpoint:
+        scheme = quantization_of(checkpoint.config)
+        total = sum(ref.elements for ref in checkpoint.tensors.values())
+    if scheme is not None:
+        message = f"quantized ({scheme}): packed weights do not tell how many parameters there are"
+        note = Finding(Code.BASE_QUANTIZED, Severity.NOTE, message, file=checkpoint.name)
+        return None, (note,)
+    return (parameters / total if total else None), ()
+
+
+def _dtypes(tensors: Iterable[TensorRef]) -> dict[str, int]:
+    """Number of tensors by dtype, named as in the file's header."""
+    return dict(sorted(Counter(ref.dtype.name for ref in tensors).items()))
+
+
+def _ranks(modules: Iterable[ModuleRow]) -> dict[str, Any]:
+    counts = Counter(row.rank for row in modules if row.rank is not None)
+    return {
+        "min": min(counts, default=None),
+        "max": max(counts, default=None),
+        "histogram": {str(rank): counts[rank] for rank in sorted(counts)},
+    }
+
+
+def _scaling(modules: Iterable[ModuleRow]) -> dict[str, float] | None:
+    scales = [row.scaling for row in modules if row.scaling is not None]
+    return {"min": min(scales), "max": max(scales)} if scales else None
+
+
+def _carried(item: Replaced) -> str:
+    if item.rows is not None:
+        kind = f"{len(item.rows)} token rows"
+    elif item.copied_base:
+        kind = "copy of the base"
+    elif item.saved_module:
+        kind = "saved module"
+    else:
+        kind = "bias" if item.parameter.endswith(".bias") else "tensor"
+    return f"{item.parameter} ({kind})"
+
+
+def _provenance(adapter: Adapter, files: AdapterFiles) -> dict[str, Any]:
+    """Where it comes from, as far as config and file say; `metadata` without the config in it."""
+    found = {name: adapter.config.get(name) for name in PROVENANCE}
+    metadata = {
+        key: text
+        for key, text in sorted(files.header.metadata.items())
+        if key not in METADATA_KEYS and key != "format"
+    }
+    return {**found, "metadata": metadata or None}
+
+
+def quantization_of(config: Mapping[str, Any] | None) -> str | None:
+    """The scheme that a model's config.json names, None where the weights are plain numbers."""
+    for key in ("quantization_config", "quantization"):
+        scheme = (config or {}).get(key)
+        if isinstance(scheme, Mapping):
+            named = scheme.get("quant_method", scheme.get("quantization_method", key))
+            return str(named)
+    return None
+
+
+def _checkpoint_summary(
+    checkpoint: Checkpoint, path: str, values: ValueReader | None
+) -> CheckpointSummary:
+    tensors = checkpoint.tensors
+    shards = tuple((shard.file, shard.source.size) for shard in checkpoint.shards)
+    return CheckpointSummary(
+        path=path,
+        tensor_count=len(tensors),
+        shards=shards,
+        parameters=sum(ref.elements for ref in tensors.values()),
+        bytes=sum(size for _, size in shards),
+        dtypes=_dtypes(tensors.values()),
+        quantization=quantization_of(checkpoint.config),
+        tied=_tied(checkpoint),
+        architecture=_architecture(checkpoint.config),
+        findings=(*checkpoint.findings, *checkpoint_value_findings(checkpoint, values)),
+    )
+
+
+def checkpoint_value_findings(
+    checkpoint: Checkpoint, values: ValueReader | None
+) -> tuple[Finding, ...]:
+    """What the values of a checkpoint's tensors say; nothing where they are not read."""
+    if values is None:
+        return ()
+    seen = scans(checkpoint.tensors, values)
+    zeros = zero_weights_findings(checkpoint.tensors.values(), seen)
+    return (*nonfinite_findings(checkpoint.tensors, seen), *zeros)
+
+
+def _tied(checkpoint: Checkpoint) -> tuple[tuple[str, ...], ...]:
+    files = [(name, shard.file) for shard in checkpoint.shards for name in shard.header.tensors]
+    pair = ties.tied_pair(drafts_of(checkpoint.tensors, files), checkpoint.config)
+    return () if pair is None else ((pair.embedding, pair.head),)
+
+
+def _architecture(config: Mapping[str, Any] | None) -> str | None:
+    """The class that config.json names first, else its model type."""
+    names = (config or {}).get("architectures")
+    if isinstance(names, list) and names and isinstance(names[0], str):
+        return names[0]
+    kind = (config or {}).get("model_type")
+    return kind if isinstance(kind, str) else None

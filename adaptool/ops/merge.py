@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from adaptool.model.adapter import Adapter
 from adaptool.model.options import MergeOptions, OutputDtype
 from adaptool.model.plan import Document, Plan
 from adaptool.names.families import model_types
-from adaptool.ops import replication, ties
+from adaptool.ops import quantized, replication, ties
 from adaptool.ops.config_edits import dtype_edits, edited
 from adaptool.ops.contributions import Contribution, Permissions
 from adaptool.ops.drafts import Drafts, drafts_of
@@ -50,8 +50,8 @@ def plan_merge(base: Checkpoint, parts: Sequence[Part], options: MergeOptions) -
 
     MismatchError (exit 4) where an adapter does not fit the base, carrying every other misfit.
     """
-    _refuse_quantized(base)
-    making = _Making(_base_drafts(base))
+    drafts, opened = quantized.open_up(_base_drafts(base), base)
+    making = _Making(drafts)
     making.findings += base.findings
     active = [(place, part) for place, part in enumerate(parts) if part.weight != 0.0]
     for part in parts:
@@ -64,6 +64,11 @@ def plan_merge(base: Checkpoint, parts: Sequence[Part], options: MergeOptions) -
         _contribute(making, base, place, part, options)
     if pair is not None:
         _settle_ties(making, pair, active, options)
+    making.drafts, closed = quantized.close_up(making.drafts, opened, base, options.quantized)
+    if closed is not None:
+        making.edits[quantized.FIELD] = closed.config
+        making.findings += closed.findings
+        making.decisions["quantized"] = dict(closed.decision)
     _vocabulary(making, base)
     _dtypes(making, base, options)
     seating = seat(making.drafts, base, options.max_shard_size)
@@ -77,21 +82,6 @@ def plan_merge(base: Checkpoint, parts: Sequence[Part], options: MergeOptions) -
         inputs=inputs_of(base, [(part.files, part.adapter, part.weight) for part in parts]),
         options=recorded_options([part.weight for part in parts], options),
     )
-
-
-def _refuse_quantized(base: Checkpoint) -> None:
-    for key in ("quantization_config", "quantization"):
-        scheme = (base.config or {}).get(key)
-        if isinstance(scheme, Mapping):
-            kind = scheme.get("quant_method", scheme.get("quantization_method", key))
-            message = f"the base is quantized ({kind}); merging into it is not supported yet"
-            raise MismatchError(
-                message,
-                code=Code.BASE_QUANTIZED,
-                file=base.name,
-                field=key,
-                hint="merge into the 16-bit original",
-            )
 
 
 def _base_drafts(base: Checkpoint) -> Drafts:

@@ -55,6 +55,7 @@ def recorded_options(weights: Sequence[float], options: MergeOptions) -> dict[st
         "precision": str(options.precision),
         "max_shard_size": options.max_shard_size,
         "tie": str(options.tie),
+        "quantized": str(options.quantized),
         "skip_unmatched": options.skip_unmatched,
         "allow_drop": list(options.allow_drop),
     }

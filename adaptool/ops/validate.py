@@ -1,9 +1,115 @@
-"""placeholder"""
+"""Findings about one artifact: what a merge would refuse, all at once and without merging."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from adaptool.findings import Finding
+from typing import TypeVar
+
+from adaptool.errors import AdaptoolError, InternalError, Interrupted, UsageError
+from adaptool.findings import Code, Finding, Severity
+from adaptool.layouts import decode
+from adaptool.model.adapter import Adapter
+from adaptool.model.options import MergeOptions
+from adaptool.model.plan import Plan
+from adaptool.model.values import ValueReader
+from adaptool.ops.artifact import open_artifact, require
+from adaptool.ops.inspect import checkpoint_value_findings
+from adaptool.ops.merge import Part, plan_merge
+from adaptool.ops.value_checks import nonfinite_findings, scans, untrained_findings
+from adaptool.store.adapter_files import AdapterFiles
+from adaptool.store.checkpoint import Checkpoint, open_checkpoint
+
+T = TypeVar("T")
+_ORDER = tuple(Severity)
 
 
-def validate_path(path: Path, *, base: Path | None, values: bool) -> tuple[Finding, ...]:
-    raise NotImplementedError
+def validate_path(
+    path: Path, *, base: Path | None, values: ValueReader | None
+) -> tuple[Finding, ...]:
+    """Everything worth saying about what lies at `path`, errors first.
+
+    With `base`, whether an adapter fits it; with `values`, what the tensors hold. UsageError where
+    `path` or `base` does not exist, or is no artifact at all.
+    """
+    for given in (path, base):
+        if given is not None:
+            require(given)
+    found = _Found()
+    with ExitStack() as stack:
+        opened = found.attempt(lambda: _opened(stack, path))
+        if isinstance(opened, Checkpoint):
+            _refuse_base(path, base)
+            found.findings += opened.findings
+            found.attempt(lambda: found.findings.extend(checkpoint_value_findings(opened, values)))
+        elif opened is not None:
+            _check_adapter(found, stack, opened, base, values)
+    return tuple(sorted(found.findings, key=lambda finding: _ORDER.index(finding.severity)))
+
+
+@dataclass(slots=True)
+class _Found:
+    """Findings so far; what a step raises becomes one of them."""
+
+    findings: list[Finding] = field(default_factory=list)
+
+    def attempt(self, step: Callable[[], T]) -> T | None:
+        """What `step` returns, None where it was refused."""
+        try:
+            return step()
+        except (Interrupted, InternalError):
+            raise
+        except AdaptoolError as error:
+            if isinstance(error, UsageError) and error.code is Code.CHECKPOINT_MISSING:
+                raise  # neither adapter nor model: there is nothing to have findings about
+            self.findings += [each.as_finding() for each in (error, *error.others)]
+            return None
+
+
+def _opened(stack: ExitStack, path: Path) -> AdapterFiles | Checkpoint:
+    """The artifact, closed with `stack`."""
+    opened = open_artifact(path)
+    stack.callback(opened.close)
+    return opened
+
+
+def _refuse_base(path: Path, base: Path | None) -> None:
+    if base is not None:
+        message = "is a checkpoint; a base is what an adapter is checked against"
+        hint = "leave --base out"
+        raise UsageError(message, code=Code.USAGE, file=str(path), field="--base", hint=hint)
+
+
+def _check_adapter(
+    found: _Found,
+    stack: ExitStack,
+    files: AdapterFiles,
+    base: Path | None,
+    values: ValueReader | None,
+) -> None:
+    adapter = found.attempt(lambda: decode(files))
+    plan = None
+    if base is not None:
+        checkpoint = found.attempt(lambda: stack.enter_context(open_checkpoint(base)))
+        if checkpoint is not None and adapter is not None:
+            plan = found.attempt(lambda: _planned(checkpoint, files, adapter))
+    if plan is not None:
+        found.findings += plan.findings
+    else:
+        found.findings += files.findings if adapter is None else adapter.findings
+    if values is not None:
+        found.attempt(lambda: found.findings.extend(_value_findings(files, adapter, values)))
+
+
+def _planned(base: Checkpoint, files: AdapterFiles, adapter: Adapter) -> Plan:
+    return plan_merge(base, [Part(files, adapter, 1.0)], MergeOptions())
+
+
+def _value_findings(
+    files: AdapterFiles, adapter: Adapter | None, values: ValueReader
+) -> list[Finding]:
+    seen = scans(files.tensors, values)
+    found = nonfinite_findings(files.tensors, seen)
+    return found + untrained_findings(adapter.deltas, seen) if adapter is not None else found

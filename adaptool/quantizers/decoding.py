@@ -58,6 +58,7 @@ class DecodedSource:
         """`packed` says what to decode; nothing is read before the first `read_into`."""
         self.packed = packed
         self._parts: StoredParts | None = None
+        self._latest: tuple[int, int, memoryview] | None = None
         self._lock = threading.Lock()
 
     @property
@@ -80,9 +81,22 @@ class DecodedSource:
         first = offset // width // granule * granule
         last = -(-(offset + len(buffer)) // width)
         last = min(self.packed.rows, -(-last // granule) * granule)
-        rows = self._decoded(first, last)
+        rows = self._granule(first, last)
         begin = offset - first * width
         buffer[:] = rows[begin : begin + len(buffer)]
+
+    def _granule(self, first: int, last: int) -> memoryview:
+        """Decoded rows, remembered where a granule is large and reads come in pieces of it."""
+        if self.packed.granule == 1:
+            return self._decoded(first, last)
+        with self._lock:
+            latest = self._latest
+        if latest is not None and latest[:2] == (first, last):
+            return latest[2]
+        rows = self._decoded(first, last)
+        with self._lock:
+            self._latest = (first, last, rows)
+        return rows
 
     def _decoded(self, first: int, last: int) -> memoryview:
         import torch
@@ -94,9 +108,16 @@ class DecodedSource:
         return values.contiguous().view(torch.uint8).reshape(-1).numpy().data
 
     def forget(self) -> None:
-        """Let go of the stored tensors that were kept."""
+        """Let go of what was kept."""
         with self._lock:
-            self._parts = None
+            self._parts, self._latest = None, None
+
+    def check_unchanged(self) -> None:
+        """IntegrityError where a file that holds a part changed since it was opened."""
+        for ref in self.packed.roles.values():
+            check = getattr(ref.source, "check_unchanged", None)
+            if check is not None:
+                check()
 
     def close(self) -> None:
         """Same as forget: the files belong to the checkpoint."""

@@ -13,7 +13,7 @@ from adaptool.cli import options
 from adaptool.cli.answer import Answer
 from adaptool.cli.text import byte_count, counted, percent, printable
 from adaptool.cli.values import local_path
-from adaptool.errors import AdaptoolError, Interrupted, gathered
+from adaptool.errors import AdaptoolError, gathered
 from adaptool.model.results import AdapterSummary, CheckpointSummary, ModuleRow
 
 if TYPE_CHECKING:
@@ -46,8 +46,6 @@ def _summaries(paths: tuple[Path, ...], base: Path | None, *, values: bool) -> l
     for path in paths:
         try:
             summaries.append(api.inspect(path, values=values, base=base))
-        except Interrupted:
-            raise
         except AdaptoolError as error:
             errors.append(error)
     if errors:
