@@ -61,6 +61,7 @@ def merge(
     max_shard_size: int | None = None,
     tie: str = "untie",
     quantized: str = "all",
+    init_adapter: Path | str | None = None,
     skip_unmatched: bool = False,
     allow_drop: Sequence[str] = (),
     checksum: bool = False,
@@ -90,9 +91,10 @@ def merge(
     strengths = [Strength(Path(adapter), weight), *map(_strength, add)]
     machine, target = Machine(device, threads), Path(out)
     inputs = [Path(base), *(strength.path for strength in strengths)]
+    inputs += [Path(init_adapter)] if init_adapter is not None else []
     used = disk or Disk()
     with ExitStack() as stack:
-        plan = _planned(stack, Path(base), strengths, options)
+        plan = _planned(stack, Path(base), strengths, options, init_adapter)
         preflight(target, inputs, overwrite=overwrite, need_bytes=plan.bytes, disk=used)
         if dry_run:
             return _merge_result(target, plan, MergeStats(None, None), device, began, dry_run=True)
@@ -121,6 +123,7 @@ def verify(
     precision: str | None = None,
     tie: str | None = None,
     quantized: str | None = None,
+    init_adapter: Path | str | None = None,
     skip_unmatched: bool | None = None,
     allow_drop: Sequence[str] | None = None,
     exact: bool = False,
@@ -150,7 +153,7 @@ def verify(
         strengths.append(_strength(entry, default))
     _check_count(strengths, weights, Path(merged))
     with ExitStack() as stack:
-        plan = _planned(stack, Path(base), strengths, options)
+        plan = _planned(stack, Path(base), strengths, options, init_adapter)
         result = stack.enter_context(open_checkpoint(Path(merged)))
         comparable, different = structure(plan, result)
         outlet = ComparingOutlet(comparable, tolerance=BYTES if exact else 1)
@@ -185,14 +188,24 @@ def _strength(entry: Path | str | Strength, weight: float = 1.0) -> Strength:
 
 
 def _planned(
-    stack: ExitStack, base: Path, strengths: Sequence[Strength], options: MergeOptions
+    stack: ExitStack,
+    base: Path,
+    strengths: Sequence[Strength],
+    options: MergeOptions,
+    init_adapter: Path | str | None,
 ) -> Plan:
-    """Open everything (closed with `stack`) and make the plan."""
+    """Open everything (closed with `stack`) and make the plan.
+
+    The first adapter may have begun as `init_adapter`.
+    """
     opened: Checkpoint = stack.enter_context(open_checkpoint(base))
     parts = []
     for strength in strengths:
         files = stack.enter_context(open_adapter(strength.path))
         parts.append(Part(files, decode(files, options.allow_drop), strength.weight))
+    if init_adapter is not None:
+        files = stack.enter_context(open_adapter(Path(init_adapter)))
+        parts[0] = replace(parts[0], initial=(files, decode(files, options.allow_drop)))
     return plan_merge(opened, parts, options)
 
 

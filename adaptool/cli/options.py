@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 import click
 
 from adaptool.cli import values
-from adaptool.model.options import OutputDtype, Precision, Tie
+from adaptool.model.options import OutputDtype, Precision, Quantized, Tie
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+Choices = type[OutputDtype | Precision | Quantized | Tie]
 
 _JSON = "adaptool.json"
 _QUIET = "adaptool.quiet"
@@ -123,7 +125,7 @@ def values_flag(command: F) -> F:
 def arithmetic(*, receipt: bool) -> Callable[[F], F]:
     """The flags that decide a merge's bytes; with `receipt`, what is not given comes from there."""
 
-    def chosen(flag: str, kinds: type[OutputDtype | Precision | Tie], text: str) -> Any:  # noqa: ANN401
+    def chosen(flag: str, kinds: Choices, text: str) -> Any:  # noqa: ANN401
         first = next(iter(kinds)).value
         return click.option(
             flag,
@@ -133,6 +135,12 @@ def arithmetic(*, receipt: bool) -> Callable[[F], F]:
             help=text,
         )
 
+    init_adapter = click.option(
+        "--init-adapter",
+        type=values.local_path,
+        metavar="DIR",
+        help="ADAPTER as it was before training, where its initialisation changed the base.",
+    )
     weight = click.option(
         "--weight",
         type=values.number,
@@ -152,6 +160,8 @@ def arithmetic(*, receipt: bool) -> Callable[[F], F]:
         chosen("--dtype", OutputDtype, "Dtype of the tensors written."),
         chosen("--precision", Precision, "Arithmetic; float64 gives the same bytes everywhere."),
         chosen("--tie", Tie, "An adapter on one side of tied weights."),
+        chosen("--quantized", Quantized, "What to write of a quantized base: 16 bit, or not all."),
+        init_adapter,
         skip,
         allow_drop,
     )

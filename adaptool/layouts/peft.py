@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adaptool.errors import AdaptoolError, InputError, MismatchError, gathered
-from adaptool.findings import Code
+from adaptool.findings import Code, Finding, Severity
 from adaptool.layouts import Evidence
 from adaptool.layouts.peft_config import check_config
 from adaptool.layouts.peft_modules import ModuleNames
@@ -28,6 +28,8 @@ from adaptool.tuners import tuners
 TITLE = "PEFT"
 PREFIX = "base_model.model."
 TOKEN_ROWS = ("token_adapter.trainable_tokens_delta", "trainable_tokens_delta")
+# What `modules_to_save` set aside: PEFT writes it along with biases and resized embeddings.
+ORIGINAL = ".original_module."
 # First components of endings that some tuner of PEFT writes: what has one and is not known here
 # must never pass for a tensor that replaces the base's.
 _TUNER_WORDS = re.compile(
@@ -58,6 +60,7 @@ class _Sorted:
     tokens: dict[str, TensorRef] = field(default_factory=dict)
     replaced: list[Replaced] = field(default_factory=list)
     leftover: list[TensorRef] = field(default_factory=list)
+    unused: list[TensorRef] = field(default_factory=list)
 
 
 def decode(files: AdapterFiles, allow_drop: tuple[str, ...] = ()) -> Adapter:
@@ -85,13 +88,14 @@ def decode(files: AdapterFiles, allow_drop: tuple[str, ...] = ()) -> Adapter:
         deltas=deltas,
         replaced=tuple(found.replaced),
         leftover=tuple(ref for ref in found.leftover if ref not in dropped),
-        dropped=tuple(ref.name for ref in dropped),
+        dropped=tuple(ref.name for ref in (*dropped, *found.unused)),
         tensors=files.tensors,
-        findings=(*findings, *names.findings()),
+        findings=(*findings, *names.findings(), *_unused_notes(found.unused)),
         base=_text(files.config.get("base_model_name_or_path")),
         layer_replication=_replication(files.config),
         keeps_ties=bool(files.config.get("ensure_weight_tying")),
         fan_in_fan_out=files.config.get("fan_in_fan_out"),
+        changed_base=_changed_base(files.config),
     )
     return review(adapter, files)
 
@@ -124,20 +128,19 @@ def _refuse_unsupported(files: AdapterFiles) -> None:
             raise MismatchError(
                 why, code=Code.TUNER_UNSUPPORTED, file=files.config_file, field=switch
             )
+
+
+# Initialisations that changed the base's weights before training began.
+_CHANGING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
+
+
+def _changed_base(config: Mapping[str, Any]) -> str | None:
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower().startswith(_CHANGING_INITS):
-        message = f"{init!r} changed the base before training; adding the delta would be wrong"
-        hint = "convert it with PEFT's path_initial_model_for_weight_conversion first"
-        raise MismatchError(
-            message,
-            code=Code.INIT_CHANGED_BASE,
-            file=files.config_file,
-            field="init_lora_weights",
-            hint=hint,
-        )
+        return init.lower()
+    return None
 
 
-_CHANGING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 _UNSUPPORTED_SWITCHES = {
     "kasa_config": "KaSA truncates the base before it adds the delta; not supported yet",
     "use_qalora": "QALoRA belongs to a GPTQ base; it cannot be merged",
@@ -180,6 +183,9 @@ def _sort_key(found: _Sorted, rest: str, ref: TensorRef, endings: Mapping[str, s
         if rest.endswith("." + ending):
             found.tokens[rest.removesuffix("." + ending)] = ref
             return
+    if ORIGINAL in rest:
+        found.unused.append(ref)
+        return
     module, ending = _split(rest, endings)
     if ending == "lora_B.bias":
         found.shifts[module] = ref
@@ -189,6 +195,14 @@ def _sort_key(found: _Sorted, rest: str, ref: TensorRef, endings: Mapping[str, s
         found.leftover.append(ref)
     else:
         found.replaced.append(_replaced(rest, ref))
+
+
+def _unused_notes(unused: list[TensorRef]) -> tuple[Finding, ...]:
+    """One note for all copies of modules that were replaced."""
+    if not unused:
+        return ()
+    message = f"{len(unused)} copies of the base's modules beside the trained ones; not used"
+    return (Finding(Code.TENSOR_UNUSED, Severity.NOTE, message, tensor=unused[0].name),)
 
 
 def _split(rest: str, endings: Mapping[str, str]) -> tuple[str, str | None]:

@@ -82,6 +82,8 @@ class Adapter:
     """A decoded adapter; every tensor of its file has one place in it.
 
     That is `deltas`, `replaced`, `leftover`, or `dropped`: left out because the caller allowed it.
+    `changed_base` names an initialisation that subtracted the initial delta from the base before
+    training: the trained delta alone is then not the update.
     """
 
     name: str
@@ -97,3 +99,4 @@ class Adapter:
     keeps_ties: bool = False
     fan_in_fan_out: bool | None = None
     dropped: tuple[str, ...] = ()
+    changed_base: str | None = None

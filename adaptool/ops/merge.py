@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adaptool.dtypes import BY_TORCH_NAME
@@ -13,7 +13,6 @@ from adaptool.layouts.peft_review import absent_targets
 from adaptool.model.adapter import Adapter
 from adaptool.model.options import MergeOptions, OutputDtype
 from adaptool.model.plan import Document, Plan
-from adaptool.names.families import model_types
 from adaptool.ops import quantized, replication, ties
 from adaptool.ops.config_edits import dtype_edits, edited
 from adaptool.ops.contributions import Contribution, Permissions
@@ -28,11 +27,15 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One adapter of a merge: its opened files, what they decode to, and its weight."""
+    """One adapter of a merge: its opened files, what they decode to, and its weight.
+
+    `initial` is the adapter before training, for initialisations that changed the base.
+    """
 
     files: AdapterFiles
     adapter: Adapter
     weight: float
+    initial: tuple[AdapterFiles, Adapter] | None = None
 
 
 @dataclass(slots=True)
@@ -61,7 +64,10 @@ def plan_merge(base: Checkpoint, parts: Sequence[Part], options: MergeOptions) -
     if pair is not None:
         ties.add_head(making.drafts, pair)
     for place, part in active:
+        _check_initial(part)
         _contribute(making, base, place, part, options)
+        if part.initial is not None:
+            _contribute(making, base, place, _subtracted(part, *part.initial), options)
     if pair is not None:
         _settle_ties(making, pair, active, options)
     making.drafts, closed = quantized.close_up(making.drafts, opened, base, options.quantized)
@@ -79,9 +85,17 @@ def plan_merge(base: Checkpoint, parts: Sequence[Part], options: MergeOptions) -
         precision=options.precision,
         findings=tuple(making.findings),
         decisions=making.decisions,
-        inputs=inputs_of(base, [(part.files, part.adapter, part.weight) for part in parts]),
+        inputs=inputs_of(base, [adapter for part in parts for adapter in _inputs(part)]),
         options=recorded_options([part.weight for part in parts], options),
     )
+
+
+def _inputs(part: Part) -> list[tuple[AdapterFiles, Adapter, float]]:
+    """What the receipt lists for one adapter: itself, and the one it began as."""
+    listed = [(part.files, part.adapter, part.weight)]
+    if part.initial is not None:
+        listed.append((*part.initial, -part.weight))
+    return listed
 
 
 def _base_drafts(base: Checkpoint) -> Drafts:
@@ -107,7 +121,7 @@ def _contribute(
     permissions = Permissions(options.skip_unmatched, options.allow_drop)
     _check_targets(part, permissions)
     contribution = Contribution(
-        place, part.adapter, part.weight, making.drafts, model_types(base.config), permissions
+        place, part.adapter, part.weight, making.drafts, base.config, permissions
     )
     ledger = contribution.add()
     making.findings += ledger.findings
@@ -115,6 +129,34 @@ def _contribute(
     for name, entries in (("skipped", ledger.skipped), ("dropped", dropped)):
         if entries:
             making.decisions.setdefault(name, []).extend(sorted(set(entries)))
+
+
+def _check_initial(part: Part) -> None:
+    """MismatchError where the adapter's base was changed before training and nobody says how."""
+    init = part.adapter.changed_base
+    if init is None or part.initial is not None:
+        return
+    message = f"{init!r} changed the base before training; adding the delta would be wrong"
+    raise MismatchError(
+        message,
+        code=Code.INIT_CHANGED_BASE,
+        file=part.files.config_file,
+        field="init_lora_weights",
+        hint="--init-adapter DIR names the adapter as it was before training",
+    )
+
+
+def _subtracted(part: Part, files: AdapterFiles, initial: Adapter) -> Part:
+    """The initial adapter's deltas, taken away: training began at W - s B0 A0."""
+    trained = {delta.parameter for delta in part.adapter.deltas}
+    begun = {delta.parameter for delta in initial.deltas}
+    if trained != begun:
+        only = sorted(trained ^ begun)
+        message = f"{len(only)} modules stand in one of the two adapters only, such as {only[0]}"
+        raise MismatchError(
+            message, code=Code.MODULE_NOT_IN_BASE, file=files.name, field="--init-adapter"
+        )
+    return Part(files, replace(initial, replaced=()), -part.weight)
 
 
 def _check_targets(part: Part, permissions: Permissions) -> None:
