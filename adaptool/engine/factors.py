@@ -16,8 +16,10 @@ from adaptool.store.tensors import TensorRef
 if TYPE_CHECKING:
     import torch
 
-# Stacked experts are read once for all their rows; more than this is read again.
-KEPT_BYTES = 64 * 1024 * 1024
+# Stacked experts are read once for all their rows: the latest few factors stay whatever their
+# size (two pairs: rows of neighbouring modules alternate), older ones within this much memory.
+KEPT_BYTES = 16 * 1024 * 1024
+KEPT_ALWAYS = 4
 
 
 def load(ref: TensorRef) -> torch.Tensor:
@@ -31,7 +33,7 @@ def load(ref: TensorRef) -> torch.Tensor:
 
 
 class FactorStore:
-    """Loads factors; remembers the latest 64 MiB of them, so that rows of one module share."""
+    """Loads factors; remembers the latest of them, so that the rows of one module share."""
 
     def __init__(self, arithmetic: Arithmetic) -> None:
         """`arithmetic` says to which dtype and device factors go."""
@@ -60,11 +62,11 @@ class FactorStore:
     def _keep(self, key: tuple[int, int], factor: torch.Tensor) -> None:
         size = factor.numel() * factor.element_size()
         with self._lock:
-            if key in self._kept or size > KEPT_BYTES:
+            if key in self._kept:
                 return
             self._kept[key] = factor
             self._bytes += size
-            while self._bytes > KEPT_BYTES:
+            while self._bytes > KEPT_BYTES and len(self._kept) > KEPT_ALWAYS:
                 _, old = self._kept.popitem(last=False)
                 self._bytes -= old.numel() * old.element_size()
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from adaptool.engine.arithmetic import torch_dtype
 from adaptool.engine.factors import load
+from adaptool.errors import InputError
+from adaptool.findings import Code
 from adaptool.linalg import effective_rank, singular_values
 from adaptool.model.adapter import Delta, Terms
 from adaptool.model.values import Scan, Spectrum
@@ -58,13 +60,22 @@ class TensorValues:
         factors = {role: load(ref).double() for role, ref in delta.roles.items()}
         if not all(bool(torch.isfinite(factor).all()) for factor in factors.values()):
             return None
-        found = []
-        for expert in range(delta.terms.experts) if delta.terms.experts else (None,):
-            left, right = cast("_LowRank", tuner).product_factors(factors, delta.terms, expert)
-            if left.shape[1] != right.shape[0]:  # a grouped kernel: the groups share no core
+        try:
+            found = list(_singular_values(cast("_LowRank", tuner), factors, delta.terms))
+        except InputError as error:
+            if error.code is Code.UNSUPPORTED:  # a kernel whose groups the delta crosses
                 return None
-            found.append(singular_values(left, right))
+            raise
         return _summed_up(found, abs(delta.terms.scaling))
+
+
+def _singular_values(
+    tuner: _LowRank, factors: Mapping[str, torch.Tensor], terms: Terms
+) -> Iterator[tuple[float, ...]]:
+    """One matrix's singular values, or one expert's after the other."""
+    for expert in range(terms.experts) if terms.experts else (None,):
+        left, right = tuner.product_factors(factors, terms, expert)
+        yield singular_values(left, right)
 
 
 def _blocks(ref: TensorRef) -> Iterator[torch.Tensor]:

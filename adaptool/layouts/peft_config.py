@@ -13,7 +13,7 @@ from typing import Any
 
 from adaptool.errors import AdaptoolError, InputError, MismatchError, gathered
 from adaptool.findings import Code, Finding, Severity
-from adaptool.names.patterns import MOST_PATTERNS, check_expression
+from adaptool.names.patterns import check_expression, check_keys
 
 PEFT_TYPES = frozenset(
     [
@@ -139,7 +139,8 @@ _BOOLEANS = (
 )
 _LISTS = ("modules_to_save", "target_parameters")
 _PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save")
-_REPO_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# A part of dots alone is a folder, not a name.
+_REPO_NAME = re.compile(r"(?!\.+(/|$))[\w.-]+(/(?!\.+$)[\w.-]+)?")
 MOST_NAMED = 100_000
 
 Check = Callable[[Mapping[str, Any]], None]
@@ -250,6 +251,10 @@ def _targets(config: Mapping[str, Any]) -> None:
             raise _refuse(field, config[field], "a list of names")
     if config.get("target_parameters") is not None:
         _names(config["target_parameters"], "target_parameters")
+    # PEFT resolves null before it saves, unless parameters are targeted instead.
+    unresolved = "target_modules" in config and config["target_modules"] is None
+    if unresolved and config.get("peft_type") == "LORA" and not config.get("target_parameters"):
+        raise _refuse("target_modules", None, "a string or a list of strings")
     # PEFT puts these into an expression, so they must be safe as one.
     for name in config.get("modules_to_save") or ():
         check_expression(name, field="modules_to_save")
@@ -270,11 +275,8 @@ def _tables(config: Mapping[str, Any]) -> None:
             continue
         if not isinstance(table, Mapping):
             raise _refuse(field, table, "an object of pattern and number")
-        if len(table) > MOST_PATTERNS:
-            message = f"{len(table)} patterns; at most {MOST_PATTERNS} are read"
-            raise InputError(message, code=Code.LIMIT_EXCEEDED, field=field)
+        check_keys(table, field=field)
         for key, value in table.items():
-            check_expression(key, field=f"{field}[{key!r}]" if len(key) < 100 else field)
             if config.get("peft_type") == "LORA":
                 check(value, f"{field}[{key!r}]")
 

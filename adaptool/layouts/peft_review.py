@@ -11,12 +11,14 @@ from typing import Any
 
 from adaptool.errors import AdaptoolError, InputError, gathered
 from adaptool.findings import Code, Finding, Severity
-from adaptool.model.adapter import Adapter
+from adaptool.model.adapter import Adapter, Replaced
 from adaptool.store.adapter_files import AdapterFiles
 
 # PEFT lists both for classification tasks; a model has one of them.
 CLASSIFIERS = frozenset({"classifier", "score"})
 CLASSIFYING = frozenset({"SEQ_CLS", "TOKEN_CLS"})
+# Saved unasked where the vocabulary was resized. Source: PEFT's EMBEDDING_LAYER_NAMES.
+EMBEDDINGS = frozenset({"embed_tokens", "lm_head"})
 
 
 def review(adapter: Adapter, files: AdapterFiles) -> Adapter:
@@ -24,12 +26,17 @@ def review(adapter: Adapter, files: AdapterFiles) -> Adapter:
     errors = [*_missing_magnitudes(adapter, files), *_missing_saved(adapter, files)]
     if adapter.leftover:
         errors.append(_unrecognised(adapter, files))
-    if not adapter.deltas and not adapter.replaced and not errors:
+    if not adapter.deltas and not errors and not _any_explained(adapter):
         message = f"{len(adapter.tensors)} tensors, none of an adapter"
         errors.append(InputError(message, code=Code.NO_ADAPTER_TENSORS, file=files.source.name))
     if errors:
         raise gathered(errors)
-    notes = (*_bias_notes(adapter, files), *_target_notes(adapter, files), *_rank_notes(adapter))
+    notes = (
+        *_bias_notes(adapter, files),
+        *_target_notes(adapter, files),
+        *_rank_notes(adapter),
+        *_stray_notes(adapter, files),
+    )
     return replace(
         adapter,
         findings=(*adapter.findings, *notes),
@@ -46,6 +53,35 @@ def _is_saved(adapter: Adapter, parameter: str) -> bool:
     if adapter.config.get("task_type") in CLASSIFYING:
         names |= CLASSIFIERS
     return any(f".{name}." in f".{module}." for name in names)
+
+
+def _is_explained(adapter: Adapter, item: Replaced) -> bool:
+    """Whether the config, or a habit of PEFT's, says why the file holds a tensor of the base."""
+    return (
+        item.rows is not None
+        or item.copied_base
+        or item.saved_module
+        or _is_saved(adapter, item.parameter)
+        or (item.parameter.endswith(".bias") and adapter.config.get("bias", "none") != "none")
+        or item.parameter.rpartition(".")[0].rpartition(".")[2] in EMBEDDINGS
+    )
+
+
+def _any_explained(adapter: Adapter) -> bool:
+    return any(_is_explained(adapter, item) for item in adapter.replaced)
+
+
+def _stray_notes(adapter: Adapter, files: AdapterFiles) -> Iterator[Finding]:
+    strays = [item for item in adapter.replaced if not _is_explained(adapter, item)]
+    if strays:
+        message = f"{len(strays)} tensors that the config does not name replace the base's"
+        yield Finding(
+            Code.KEYS_UNRECOGNISED,
+            Severity.WARNING,
+            message,
+            file=files.source.name,
+            tensor=strays[0].value.name,
+        )
 
 
 def _unrecognised(adapter: Adapter, files: AdapterFiles) -> AdaptoolError:
@@ -161,5 +197,5 @@ def _rank_notes(adapter: Adapter) -> Iterator[Finding]:
                 Severity.WARNING,
                 message,
                 tensor=delta.module,
-                hint=f"adaptool resize --rank {least} makes it smaller without loss",
+                hint=f"rank {least} could hold the same delta",
             )

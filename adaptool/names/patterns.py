@@ -2,28 +2,33 @@ r"""Rank and alpha patterns: regular expressions from untrusted configs, matched
 
 PEFT looks a module up with `re.match(rf"(.*\.)?({key})$", module)`, first key in dict order that
 matches (PEFT >= 0.15, `get_pattern_key`). Keys come from files, so an expression that could take
-exponential time is refused before it runs.
+exponential time is refused before it runs: a bound on the number of ways in which it can match is
+counted on its syntax tree.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 
 # The standard library's own parser of regular expressions; there is no public door to it.
 from re import _constants, _parser  # type: ignore[attr-defined]
 from typing import Any, Generic, TypeVar
 
-from adaptool.errors import InputError
+from adaptool.errors import InputError, ResourceError
 from adaptool.findings import Code
 
 MOST_PATTERNS = 100_000
+MOST_EXPRESSIONS = 1000
 LONGEST_PATTERN = 512
+LONGEST_PATH = 512
 T = TypeVar("T")
 _PLAIN = re.compile(r"[A-Za-z0-9_.\-]*")
 _REPEATS = (_constants.MAX_REPEAT, _constants.MIN_REPEAT, _constants.POSSESSIVE_REPEAT)
-_ENDLESS = 64
-MOST_UNBOUNDED = 3
+# The length of path that ways are counted on: three `.*` have 65^3 of them and pass, four do not.
+_SPAN = 64
+MOST_WAYS = 10_000_000
 
 
 class PatternTable(Generic[T]):
@@ -31,9 +36,8 @@ class PatternTable(Generic[T]):
 
     def __init__(self, patterns: Mapping[str, T], *, field: str) -> None:
         """Compile `patterns`; InputError names `field` and the key that cannot be used."""
-        if len(patterns) > MOST_PATTERNS:
-            message = f"{len(patterns)} patterns; at most {MOST_PATTERNS} are read"
-            raise InputError(message, code=Code.PATTERN_UNSAFE, field=field)
+        check_keys(patterns, field=field)
+        self._field = field
         self._plain: dict[str, tuple[int, T]] = {}
         self._expressions: list[tuple[int, re.Pattern[str], T]] = []
         for order, (key, value) in enumerate(patterns.items()):
@@ -51,6 +55,9 @@ class PatternTable(Generic[T]):
     def get(self, module: str, default: T) -> T:
         """The value of the first pattern that matches `module`."""
         best = self._first_plain(module)
+        if self._expressions and len(module) > LONGEST_PATH:
+            message = f"a path of {len(module)} characters; at most {LONGEST_PATH} are matched"
+            raise InputError(message, code=Code.PATTERN_UNSAFE, field=self._field)
         for order, expression, value in self._expressions:
             if best is not None and best[0] < order:
                 break
@@ -69,17 +76,39 @@ class PatternTable(Generic[T]):
         return best
 
 
+def check_keys(keys: Iterable[str], *, field: str) -> None:
+    """Refuse a table of patterns that are too many, or one of which `check_expression` refuses.
+
+    ResourceError for more than 100 000 keys, or 1000 that are more than a plain path.
+    """
+    names = list(keys)
+    # Compared with every module, unlike plain paths, which are looked up.
+    expressions = [key for key in names if not _PLAIN.fullmatch(key)]
+    for count, most in ((len(names), MOST_PATTERNS), (len(expressions), MOST_EXPRESSIONS)):
+        if count > most:
+            kind = "patterns" if most == MOST_PATTERNS else "regular expressions"
+            message = f"{count} {kind}; at most {most} are read"
+            hint = "name the modules plainly"
+            raise ResourceError(message, code=Code.LIMIT_EXCEEDED, field=field, hint=hint)
+    for key in expressions:
+        _compiled(key, field)
+
+
 def _compiled(key: str, field: str) -> re.Pattern[str]:
     where = f"{field}[{key!r}]" if len(key) <= LONGEST_PATTERN else field
     check_expression(key, field=where)
-    return re.compile(rf"(.*\.)?({key})$")
+    try:
+        return re.compile(rf"(.*\.)?({key})$")
+    except (re.error, RecursionError, OverflowError) as error:
+        # Sound alone, but not inside PEFT's expression: flags belong to the start.
+        raise _invalid(error, where) from None
 
 
 def check_expression(expression: str, *, field: str) -> None:
-    """InputError unless `expression` is a valid regular expression that runs in linear-ish time.
+    """InputError unless `expression` is a valid regular expression that runs in bounded time.
 
-    Refused: more than 512 characters, a repeat inside an unbounded repeat, more than three
-    unbounded repeats, back references.
+    Refused: more than 512 characters, back references, and more than ten million ways to match 64
+    characters, as repeats inside repeats have them, or more than three unbounded repeats.
     """
     if len(expression) > LONGEST_PATTERN:
         message = f"pattern of {len(expression)} characters; at most {LONGEST_PATTERN} are read"
@@ -87,45 +116,54 @@ def check_expression(expression: str, *, field: str) -> None:
     if _PLAIN.fullmatch(expression):
         return
     try:
-        parsed = _parser.parse(expression)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            parsed = _parser.parse(expression)
     except (re.error, RecursionError, OverflowError) as error:
-        message = f"not a valid regular expression: {error}"
-        raise InputError(message, code=Code.PATTERN_INVALID, field=field) from None
-    unbounded = _count_unbounded(parsed, inside=False)
-    if unbounded is None or unbounded > MOST_UNBOUNDED:
+        raise _invalid(error, field) from None
+    if _ways(parsed) > MOST_WAYS:
         message = "this regular expression can take exponential time"
         hint = "name the modules plainly, without nested repeats or back references"
         raise InputError(message, code=Code.PATTERN_UNSAFE, field=field, hint=hint)
 
 
-def _count_unbounded(parsed: Any, *, inside: bool) -> int | None:  # noqa: ANN401 - re's own tree
-    """How many unbounded repeats `parsed` holds; None where one is nested or refers back."""
-    total = 0
+def _invalid(error: Exception, field: str) -> InputError:
+    message = f"not a valid regular expression: {error}"
+    return InputError(message, code=Code.PATTERN_INVALID, field=field)
+
+
+def _ways(parsed: Any) -> int:  # noqa: ANN401 - re's own tree
+    """At most how many ways there are to match up to 64 characters; capped above MOST_WAYS."""
+    total = 1
     for op, argument in parsed:
-        if op in (_constants.GROUPREF, _constants.GROUPREF_EXISTS):
-            return None
-        endless = op in _REPEATS and argument[1] >= _ENDLESS
-        if inside and op in _REPEATS and argument[1] > 1:
-            return None
-        inner = 0
-        for child in _children(op, argument):
-            count = _count_unbounded(child, inside=inside or endless)
-            if count is None:
-                return None
-            inner += count
-        total += inner + (1 if endless else 0)
+        total = min(total * _ways_of(op, argument), MOST_WAYS + 1)
     return total
 
 
-def _children(op: Any, argument: Any) -> list[Any]:  # noqa: ANN401 - re's own tree
+def _ways_of(op: Any, argument: Any) -> int:  # noqa: ANN401 - re's own tree
     if op in _REPEATS:
-        return [argument[2]]
+        least, most, child = argument
+        most = min(most, _SPAN)
+        # Every count of repeats that may be tried, each with all the ways of its parts.
+        counts = most - min(least, most) + 1
+        ways = _ways(child)
+        return counts * ways**most if ways <= MOST_WAYS else ways
     if op is _constants.SUBPATTERN:
-        return [argument[3]]
+        return _ways(argument[3])
     if op is _constants.BRANCH:
-        return list(argument[1])
+        return _ways_of_branch(argument[1])
     if op in (_constants.ASSERT, _constants.ASSERT_NOT):
-        return [argument[1]]
+        return _ways(argument[1])
     if op is _constants.ATOMIC_GROUP:
-        return [argument]
-    return []
+        return _ways(argument)
+    refers = op in (_constants.GROUPREF, _constants.GROUPREF_EXISTS)
+    return MOST_WAYS + 1 if refers else 1
+
+
+def _ways_of_branch(alternatives: Any) -> int:  # noqa: ANN401 - re's own tree
+    """Alternatives that begin with different characters exclude each other."""
+    ways = [_ways(alternative) for alternative in alternatives]
+    first = [alternative[0] if len(alternative) else None for alternative in alternatives]
+    literal = all(item is not None and item[0] is _constants.LITERAL for item in first)
+    exclusive = literal and len({item[1] for item in first if item}) == len(first)
+    return max(ways) if exclusive else sum(ways)

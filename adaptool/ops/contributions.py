@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
+from typing import Any
 
 from adaptool.dtypes import DTYPES, Dtype
 from adaptool.errors import AdaptoolError, MismatchError, gathered
 from adaptool.findings import Code, Finding, Severity
 from adaptool.model.adapter import Adapter, Delta, Replaced
 from adaptool.model.plan import Blend, Piece
+from adaptool.names.families import head_count, model_types
 from adaptool.names.resolver import How, Resolution, Resolver
 from adaptool.ops.drafts import Draft, Drafts
 from adaptool.ops.targets import Base, plausible, views
@@ -56,15 +58,15 @@ class Contribution:
         adapter: Adapter,
         weight: float,
         drafts: Drafts,
-        model_types: tuple[str, ...],
+        config: Mapping[str, Any] | None,
         permissions: Permissions,
     ) -> None:
-        """`place` is the adapter's position in the list of inputs."""
+        """`place` is the adapter's position in the list of inputs, `config` the base's."""
         self._place, self._adapter, self._weight = place, adapter, weight
         self._drafts, self._permissions = drafts, permissions
-        shapes = {name: draft.shape for name, draft in drafts.items()}
-        self._base = Base(shapes, model_types)
-        self._resolver = Resolver(drafts, model_types)
+        kinds = model_types(config)
+        self._base = Base(_shapes(drafts), kinds, head_count(config))
+        self._resolver = Resolver(drafts, kinds)
         self.ledger = Ledger()
 
     def add(self) -> Ledger:
@@ -72,9 +74,7 @@ class Contribution:
         # Replaced tensors first: a delta is added to the shape they bring.
         for item in self._adapter.replaced:
             self._try(partial(self._replace, item), [item.value.name])
-        self._base = Base(
-            {name: draft.shape for name, draft in self._drafts.items()}, self._base.model_types
-        )
+        self._base = replace(self._base, shapes=_shapes(self._drafts))
         for delta in self._adapter.deltas:
             names = [ref.name for ref in delta.roles.values()]
             self._try(partial(self._add_delta, delta), names)
@@ -184,6 +184,7 @@ class Contribution:
 
     def _blend(self, draft: Draft, item: Replaced) -> None:
         value = item.value
+        draft.saved = draft.saved or item.saved_module
         if draft.replaced_by not in (None, self._place) and draft.original is not None:
             if draft.original.shape != draft.source.shape:
                 message = "two adapters resize this tensor"
@@ -253,6 +254,10 @@ class Contribution:
                         file=self._adapter.name,
                     )
                 )
+
+
+def _shapes(drafts: Drafts) -> dict[str, tuple[int, ...]]:
+    return {name: draft.shape for name, draft in drafts.items()}
 
 
 def _is_partial(found: Resolution) -> bool:

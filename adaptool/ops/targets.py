@@ -19,10 +19,11 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What views need of a base: shapes by name, and its family."""
+    """What views need of a base: shapes by name, its family, its attention heads (0: unknown)."""
 
     shapes: Mapping[str, Shape]
     model_types: tuple[str, ...]
+    heads: int = 0
 
 
 def plausible(delta: Delta, shape: Shape) -> bool:
@@ -64,14 +65,22 @@ def _prefers_transposed(delta: Delta, base: Base, fan_in_fan_out: bool | None) -
     if delta.terms.form is Form.EMBEDDING:
         return True
     if delta.terms.form is Form.EXPERTS:
-        old = delta.terms.conventions.get("swapped", False)
-        return any(kind in TRANSPOSED_EXPERTS for kind in base.model_types) != bool(old)
-    if delta.terms.form is Form.CONVOLUTION:
+        return _prefers_transposed_experts(delta, base)
+    if delta.terms.form is Form.CONVOLUTION or delta.terms.conventions.get("parameter"):
         return False
     if base.model_types:
         head = delta.parameter.endswith("lm_head.weight")
         return base.model_types[0] in CONV1D and not head
     return bool(fan_in_fan_out)
+
+
+def _prefers_transposed_experts(delta: Delta, base: Base) -> bool:
+    """Stacked deltas are (out, in); releases of PEFT before 0.19.1 read the axes otherwise."""
+    stored = any(kind in TRANSPOSED_EXPERTS for kind in base.model_types)
+    axes = delta.terms.conventions.get("axes")
+    if axes == "in-out":
+        return True
+    return stored != (axes == "inverted")
 
 
 def _orders(delta: Delta, prefer: bool) -> tuple[bool, ...]:
@@ -90,18 +99,15 @@ def _placed(delta: Delta, placement: Placement, base: Base, prefer: bool) -> Ite
         )
     shape = base.shapes[placement.tensor]
     stacked = delta.terms.form is Form.EXPERTS
-    expert, of_parameter = (
-        _expert_of(placement.of_parameter)
-        if stacked
-        else (
-            None,
-            placement.of_parameter,
-        )
-    )
+    expert, of_parameter = _expert_of(placement.of_parameter)
     if stacked and expert is None:
         yield from _stack_views(delta, placement, shape, prefer)
         return
     slot, of_tensor, inner = _slot_of(placement.of_tensor, shape)
+    if not stacked:
+        expert = None
+        if _is_single_expert(delta, shape) and slot is None:
+            slot, inner = 0, shape[1:]
     for order in _orders(delta, prefer):
         view = _fit(delta, placement, order, of_parameter, of_tensor, inner)
         if view is not None:
@@ -139,9 +145,16 @@ def _sized(placements: Sequence[Placement], base: Base) -> Sequence[Placement]:
     ]
 
 
+def _is_single_expert(delta: Delta, shape: Shape) -> bool:
+    """A parameter targeted by name that is a stack of one: PEFT writes its delta as a matrix."""
+    return delta.terms.form is Form.LINEAR and len(shape) == 3 and shape[0] == 1
+
+
 def _expert_of(parts: Sequence[Part]) -> tuple[int | None, tuple[Part, ...]]:
     """Take the expert's part off a stacked parameter's; the other axes move up by one."""
     expert = next((part.index for part in parts if part.dropped), None)
+    if expert is None:
+        return None, tuple(parts)
     rest = tuple(
         replace(part, axis=part.axis - 1) for part in parts if not part.dropped and part.axis > 0
     )
@@ -252,12 +265,12 @@ def _member_view(delta: Delta, name: str, part: FusedPart, base: Base, prefer: b
     """A separate q, k, v, gate or up delta inside the fused tensor of the base."""
     shape, out = base.shapes[name], delta.terms.out
     if delta.terms.form is Form.VECTOR:
-        return View(rows=_member_span(shape[0], out, part, delta, name), columns=whole(1))
+        return View(rows=_member_span(shape[0], out, part, base, name), columns=whole(1))
     for order in _orders(delta, prefer):
         matrix = (shape[1], shape[0]) if order else (shape[0], prod(shape[1:]))
         if matrix[1] != delta.terms.inner:
             continue
-        member = _member_span(matrix[0], out, part, delta, name)
+        member = _member_span(matrix[0], out, part, base, name)
         across = whole(delta.terms.inner)
         if order:
             return View(rows=across, columns=member, transposed=True)
@@ -266,13 +279,13 @@ def _member_view(delta: Delta, name: str, part: FusedPart, base: Base, prefer: b
     raise AssertionError
 
 
-def _member_span(total: int, out: int, part: FusedPart, delta: Delta, name: str) -> Span:
+def _member_span(total: int, out: int, part: FusedPart, base: Base, name: str) -> Span:
     """Where member `part.index` with `out` outputs lies among `total` fused outputs.
 
     Concatenated q, k, v: k and v are as large as each other, so one size gives all three.
     """
     if part.order is Fused.PER_HEAD:
-        heads = delta.terms.conventions.get("heads", 0)
+        heads = base.heads
         if not heads or out % heads or total != part.count * out:
             message = (
                 f"{out} outputs cannot be told apart in {total} fused ones without head counts"

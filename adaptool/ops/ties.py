@@ -7,7 +7,7 @@ known to load and mean the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,12 +30,18 @@ EMBEDDINGS = (
 
 @dataclass(frozen=True, slots=True)
 class TiedPair:
-    """Two names of one tensor: the input side's and the head's."""
+    """Names of one tensor: the input side's, the head's, and the stacks' own where there are."""
 
     embedding: str
     head: str
     record: TieRecord | None
     family: str
+    also: tuple[str, ...] = ()
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Every name but the embedding's."""
+        return (self.head, *self.also)
 
 
 @dataclass(slots=True)
@@ -48,7 +54,7 @@ class TieDecision:
 
 
 def tied_pair(drafts: Drafts, config: Mapping[str, Any] | None) -> TiedPair | None:
-    """The pair that shares a tensor, None where nothing is tied.
+    """The names that share a tensor, None where nothing is tied.
 
     Weights are tied where the config says so, or where the config says nothing against it and the
     head is not stored although the model has one.
@@ -63,12 +69,14 @@ def tied_pair(drafts: Drafts, config: Mapping[str, Any] | None) -> TiedPair | No
     heads = (record.head,) if record else HEADS
     head = _named(drafts, heads)
     if head is None:
-        if not _flag(config) and not _has_head(config):
+        if _is_headless(config) or not (_flag(config) or _has_head(config)):
             return None
         head = heads[0]
     elif not _flag(config):
         return None
-    return TiedPair(embedding, head, record, kinds[0] if kinds else "unknown")
+    prefix = embedding.removesuffix(record.embedding) if record else ""
+    also = tuple(prefix + ending for ending in record.also) if record else ()
+    return TiedPair(embedding, head, record, kinds[0] if kinds else "unknown", also)
 
 
 def _flag(config: Mapping[str, Any]) -> bool | None:
@@ -79,10 +87,38 @@ def _flag(config: Mapping[str, Any]) -> bool | None:
     return None
 
 
-def _has_head(config: Mapping[str, Any]) -> bool:
+def _architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
     names = config.get("architectures") or ()
-    ends = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM")
-    return any(isinstance(name, str) and name.endswith(ends) for name in names)
+    return tuple(name for name in names if isinstance(name, str))
+
+
+def _has_head(config: Mapping[str, Any]) -> bool:
+    return any(name.endswith(_WITH_HEAD) for name in _architectures(config))
+
+
+def _is_headless(config: Mapping[str, Any]) -> bool:
+    """An encoder or a classifier: there is no head whose weights could be tied."""
+    names = _architectures(config)
+    return bool(names) and all(
+        name.endswith(_WITHOUT_HEAD) and not name.endswith(_WITH_HEAD) for name in names
+    )
+
+
+_WITH_HEAD = (
+    "ForCausalLM",
+    "LMHeadModel",
+    "ForConditionalGeneration",
+    "ForMaskedLM",
+    "ForPreTraining",
+    "DoubleHeadsModel",
+)
+_WITHOUT_HEAD = (
+    "Model",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+)
 
 
 def _named(drafts: Drafts, endings: tuple[str, ...]) -> str | None:
@@ -94,85 +130,117 @@ def _named(drafts: Drafts, endings: tuple[str, ...]) -> str | None:
 
 
 def add_head(drafts: Drafts, pair: TiedPair) -> None:
-    """Give the head a draft of its own, so that deltas can be put onto it."""
-    if pair.head not in drafts:
-        shared = drafts[pair.embedding]
-        drafts[pair.head] = Draft(pair.head, shared.source, None, shared.dtype, virtual=True)
+    """Give every name of the tied tensor a draft of its own, so that deltas can be put onto it."""
+    shared = drafts[pair.embedding]
+    for name in pair.others:
+        if name not in drafts:
+            drafts[name] = Draft(name, shared.source, None, shared.dtype, virtual=True)
 
 
 def settle(drafts: Drafts, pair: TiedPair, tie: Tie, *, adapter_keeps: bool) -> TieDecision:
-    """Write one tensor or two, as the contributions on both sides ask for."""
-    embedding, head = drafts[pair.embedding], drafts[pair.head]
-    resized = embedding.shape != head.shape
-    if not _separates(embedding) and not _separates(head):
-        return _share(drafts, pair, embedding, head, None)
+    """Write one tensor or several, as the contributions on all sides ask for."""
+    every = [drafts[name] for name in (pair.embedding, *pair.others)]
+    apart = [draft for draft in every if _separates(draft)]
+    if apart:
+        _spread_copies(every)
+    resized = len({draft.shape for draft in every}) > 1
+    if not apart:
+        return _share(drafts, every, None)
     if adapter_keeps:
-        return _share(drafts, pair, embedding, head, "kept, as the adapter was trained")
-    if resized and not (_separates(embedding) and _separates(head)):
-        return _share(drafts, pair, embedding, head, "kept, the vocabulary was resized")
+        return _share(drafts, every, "kept, as the adapter was trained")
+    if resized:
+        return _share(drafts, every, "kept, the vocabulary was resized")
     if tie is Tie.ERROR:
         message = "the adapter changes one side of tied weights"
         hint = "--tie untie writes the second tensor, --tie keep changes both sides"
         raise MismatchError(message, code=Code.TIED_WEIGHTS, tensor=pair.embedding, hint=hint)
     if tie is Tie.KEEP:
-        decided = _share(drafts, pair, embedding, head, "kept")
+        for other in every[1:]:
+            every[0].pieces += other.pieces
+            other.pieces = []
+        decided = _share(drafts, every, "kept")
         message = "both sides of the tied weights change, unlike in training"
         decided.findings.append(
             Finding(Code.TIED_WEIGHTS, Severity.WARNING, message, tensor=pair.embedding)
         )
         return decided
-    return _untie(drafts, pair, embedding, head)
+    return _untie(drafts, pair)
 
 
 def _separates(draft: Draft) -> bool:
-    """Whether something asks for this side alone; trained token rows change both sides."""
-    return (
-        bool(draft.pieces)
-        or draft.replaced_by is not None
-        or any(blend.rows is None for blend in draft.blends)
+    """Whether something was trained for this side alone.
+
+    Trained token rows change all sides, and so does a copy of an embedding that was resized or
+    trained while it was tied.
+    """
+    return bool(draft.pieces) or draft.saved
+
+
+def _is_replaced(draft: Draft) -> bool:
+    return draft.replaced_by is not None or bool(draft.blends)
+
+
+def _take_value(draft: Draft, other: Draft) -> None:
+    """The other side's replacements, token rows included."""
+    draft.source, draft.replaced_by, draft.original = (
+        other.source,
+        other.replaced_by,
+        other.original,
     )
+    draft.blends = list(other.blends)
 
 
-def _share(
-    drafts: Drafts, pair: TiedPair, embedding: Draft, head: Draft, decision: str | None
-) -> TieDecision:
-    """One tensor: what stands on the head goes onto the embedding, once."""
-    if decision == "kept" or not _separates(embedding):
-        embedding.pieces += head.pieces
-        embedding.blends += head.blends
-        embedding.fold = max(embedding.fold, head.fold)
-        if head.replaced_by is not None and embedding.replaced_by is None:
-            embedding.replace(head.source, head.replaced_by)
-    if head.virtual:
-        del drafts[pair.head]
-    else:
-        head.source, head.replaced_by = embedding.source, embedding.replaced_by
-        head.pieces, head.blends, head.fold = embedding.pieces, embedding.blends, embedding.fold
+def _spread_copies(every: Sequence[Draft]) -> None:
+    """What is no training of one side reaches the sides that have nothing of the kind.
+
+    A side with a delta of its own holds a plain copy of the base: that matters only where the
+    vocabulary was resized.
+    """
+    giver = next((draft for draft in every if _is_replaced(draft) and not draft.saved), None)
+    for taker in every:
+        free = not taker.saved and not _is_replaced(taker)
+        if giver is not None and free and not (giver.pieces and giver.shape == taker.shape):
+            _take_value(taker, giver)
+    rows = [blend for blend in every[0].blends if blend.rows is not None]
+    for taker in every[1:]:
+        taker.blends += [blend for blend in rows if blend not in taker.blends]
+
+
+def _share(drafts: Drafts, every: Sequence[Draft], decision: str | None) -> TieDecision:
+    """One tensor: what stands on another name goes onto the embedding, once."""
+    embedding, *others = every
+    for other in others:
+        if other.pieces and not embedding.pieces:
+            embedding.pieces, embedding.fold = list(other.pieces), other.fold
+        if _is_replaced(other) and not _is_replaced(embedding):
+            _take_value(embedding, other)
+    for other in others:
+        if other.virtual:
+            del drafts[other.name]
+        else:
+            _take_value(other, embedding)
+            other.pieces, other.fold = list(embedding.pieces), embedding.fold
     return TieDecision(decision=decision)
 
 
-def _untie(drafts: Drafts, pair: TiedPair, embedding: Draft, head: Draft) -> TieDecision:
+def _untie(drafts: Drafts, pair: TiedPair) -> TieDecision:
     record = pair.record
     if record is None:
         message = f"the adapter changes one side of tied weights; untying {pair.family} is not"
         message += " known to load and mean the same"
         hint = "--tie keep changes both sides, as PEFT's merge does"
         raise MismatchError(message, code=Code.TIED_WEIGHTS, tensor=pair.embedding, hint=hint)
-    rows = [blend for blend in embedding.blends if blend.rows is not None]
-    head.blends += [blend for blend in rows if blend not in head.blends]
-    head.virtual = False
-    for ending in record.also:
-        _copy_of(drafts, pair, ending, embedding)
+    every = record.every_copy or _separates(drafts[pair.embedding])
+    for name in pair.others:
+        draft = drafts[name]
+        if name == pair.head or every or _separates(draft) or not draft.virtual:
+            draft.virtual = False
+        else:
+            del drafts[name]
     for name, original in record.bias:
         _bias_of(drafts, name, original)
-    findings = [
-        Finding(
-            Code.TIED_WEIGHTS,
-            Severity.WARNING,
-            f"untied: {pair.head} is written on its own, {FLAG} becomes false",
-            tensor=pair.embedding,
-        )
-    ]
+    message = f"untied: {pair.head} is written on its own, {FLAG} becomes false"
+    findings = [Finding(Code.TIED_WEIGHTS, Severity.WARNING, message, tensor=pair.embedding)]
     findings += [
         Finding(
             Code.TIE_RUNTIME,
@@ -183,13 +251,6 @@ def _untie(drafts: Drafts, pair: TiedPair, embedding: Draft, head: Draft) -> Tie
         for runtime in record.runtimes
     ]
     return TieDecision({FLAG: False, **record.config}, findings, "untied")
-
-
-def _copy_of(drafts: Drafts, pair: TiedPair, ending: str, embedding: Draft) -> None:
-    prefix = pair.embedding.removesuffix(pair.record.embedding if pair.record else "")
-    name = prefix + ending
-    found = drafts.get(name)
-    drafts[name] = replace(embedding, name=name, file=found.file if found else None)
 
 
 def _bias_of(drafts: Drafts, name: str, original: str) -> None:

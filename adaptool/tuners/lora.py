@@ -10,6 +10,7 @@ BD-LoRA (PEFT's `use_bdlora`) stores one factor as blocks that stand on a diagon
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -51,10 +52,9 @@ def terms(config: Mapping[str, Any], module: str, shapes: Mapping[str, tuple[int
         message = f"lora_A {list(a)} and lora_B {list(b)} are no pair of factors"
         raise InputError(message, code=Code.SHAPE_MISMATCH, tensor=module)
     rank = rank_of(config, module)
-    if rank is not None and len(a) == 2:
-        stacked = _stacked_terms(config, module, a, b, rank)
-        if stacked is not None:
-            return stacked
+    by_name = len(a) == 2 and _is_parameter(config, module)
+    if by_name and rank is not None and a[0] == b[1] and a[0] != rank and not a[0] % rank:
+        return _stacked_terms(config, module, a, b, rank)
     blocks_a, blocks_b = _blocks(config, module)
     found = a[0] if not blocks_b else b[1] * blocks_b
     grouped = len(a) > 2 and a[0] != b[1]
@@ -67,6 +67,12 @@ def terms(config: Mapping[str, Any], module: str, shapes: Mapping[str, tuple[int
     kernel = a[2:]
     for size in kernel:
         inner *= size
+    switches = {
+        "blocks_a": blocks_a,
+        "blocks_b": blocks_b,
+        "groups": a[0] // b[1] if grouped else 0,
+        "parameter": by_name,
+    }
     return Terms(
         form=Form.CONVOLUTION if kernel else Form.LINEAR,
         out=b[0],
@@ -75,9 +81,7 @@ def terms(config: Mapping[str, Any], module: str, shapes: Mapping[str, tuple[int
         rank=a[0],
         alpha=alpha_of(config, module),
         kernel=kernel,
-        conventions={"blocks_a": blocks_a, "blocks_b": blocks_b, "groups": a[0] // b[1]}
-        if blocks_a or blocks_b or grouped
-        else {},
+        conventions={name: value for name, value in switches.items() if value},
     )
 
 
@@ -108,15 +112,17 @@ def _embedding_terms(
     )
 
 
+def _is_parameter(config: Mapping[str, Any], module: str) -> bool:
+    """Whether `module` is the full name of a parameter that the config targets by name."""
+    targets = config.get("target_parameters") or ()
+    return any(f".{module}".endswith(f".{target}") for target in targets)
+
+
 def _stacked_terms(
     config: Mapping[str, Any], module: str, a: tuple[int, ...], b: tuple[int, ...], rank: int
-) -> Terms | None:
+) -> Terms:
     """Terms of stacked experts, where A holds several times the configured rank."""
-    targets = config.get("target_parameters") or ()
-    name = module.rpartition(".")[2]
-    named = any(str(target).rpartition(".")[2] == name for target in targets)
-    if not named or a[0] != b[1] or a[0] % rank:
-        return None
+    axes = _axes(config.get("peft_version"))
     return Terms(
         form=Form.EXPERTS,
         out=b[0],
@@ -125,7 +131,21 @@ def _stacked_terms(
         rank=rank,
         alpha=alpha_of(config, module),
         experts=a[0] // rank,
+        conventions={"axes": axes} if axes else {},
     )
+
+
+def _axes(version: object) -> str | None:
+    """How the PEFT that trained it read the axes of a stack; None: as 0.19.1 and later do.
+
+    0.17 and 0.18 took every stack for (E, in, out), 0.19.0 mixed the two kinds up (peft 3165).
+    Shapes tell as well, but for square experts. 0.17 did not record its version.
+    """
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", version) if isinstance(version, str) else None
+    release = tuple(map(int, found.groups())) if found else (0, 17, 0)
+    if release < (0, 19, 0):
+        return "in-out"
+    return "inverted" if release == (0, 19, 0) else None
 
 
 def _blocks(config: Mapping[str, Any], module: str) -> tuple[int, int]:
@@ -198,6 +218,9 @@ def product_factors(
     """B (out, r) and A (r, in * kernel) as matrices, blocks and stacks resolved."""
     if terms.form is Form.EMBEDDING:
         return factors["embedding_B"], factors["embedding_A"]
+    if terms.conventions.get("groups"):
+        message = "the delta of a grouped convolution crosses its groups"
+        raise InputError(message, code=Code.UNSUPPORTED)
     a, b = factors["A"], factors["B"]
     if terms.form is Form.EXPERTS:
         if expert is None:

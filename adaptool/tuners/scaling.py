@@ -7,9 +7,9 @@ dict order (PEFT >= 0.15). s = alpha / r, or alpha / sqrt(r) with `use_rslora`.
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from adaptool.errors import InputError
@@ -19,17 +19,33 @@ from adaptool.names.patterns import PatternTable
 LARGEST_FLOAT32 = 3.4028234663852886e38
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Same:
+    """A config's patterns as a cache key: equal to themselves alone, never compared by content.
+
+    The cache holds on to them, so their identity is not given to others.
+    """
+
+    patterns: Mapping[str, Any]
+
+    def __hash__(self) -> int:
+        return id(self.patterns)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.patterns is other.patterns
+
+
 @functools.lru_cache(maxsize=32)
-def _table(patterns: str, field: str) -> PatternTable[float]:
-    # Keyed by the patterns' own text: one table serves every module of an adapter.
-    return PatternTable(json.loads(patterns), field=field)
+def _table(same: _Same, field: str) -> PatternTable[float]:
+    # One table serves every module of an adapter.
+    return PatternTable(same.patterns, field=field)
 
 
 def _lookup(config: Mapping[str, Any], field: str, module: str, default: Any) -> Any:  # noqa: ANN401 - a JSON value
     patterns = config.get(field)
     if not patterns:
         return default
-    return _table(json.dumps(patterns), field).get(module, default)
+    return _table(_Same(patterns), field).get(module, default)
 
 
 def rank_of(config: Mapping[str, Any], module: str) -> int | None:
