@@ -50,3 +50,16 @@ def energy_shares(values: Sequence[float]) -> tuple[float, ...]:
     squares = [(value / largest) ** 2 for value in values]
     total = math.fsum(squares)
     return tuple(square / total for square in squares)
+
+
+def top_subspace(gram: torch.Tensor, rank: int) -> torch.Tensor:
+    """The `rank` leading eigenvectors of a symmetric (n, n) matrix, as columns (n, rank).
+
+    Of a Gram matrix W^T W they are the leading right singular vectors of W: in float64 right to
+    about 1e-8 of the largest singular value.
+    """
+    import torch
+
+    _, vectors = torch.linalg.eigh(gram)
+    leading: torch.Tensor = vectors[:, gram.shape[0] - min(rank, gram.shape[0]) :]
+    return leading.contiguous()

@@ -248,7 +248,7 @@ def _module_deltas(
 ) -> list[Delta]:
     for ref in roles.values():
         _check_factor(ref)
-    name, tuner = _tuner_of(str(config["peft_type"]), module, roles)
+    name, tuner = _tuner_of(config, module, roles)
     parameter = names.parameter(module)
     lookup = parameter if names.is_parameter(module) else parameter.removesuffix(".weight")
     shapes = {role: ref.shape for role, ref in roles.items()}
@@ -272,13 +272,19 @@ def _check_factor(ref: TensorRef) -> None:
         raise InputError(message, code=Code.ZERO_SIZE, tensor=ref.name)
 
 
-def _tuner_of(peft_type: str, module: str, roles: Mapping[str, TensorRef]) -> tuple[str, Tuner]:
+def _tuner_of(
+    config: Mapping[str, Any], module: str, roles: Mapping[str, TensorRef]
+) -> tuple[str, Tuner]:
     """The tuner that knows every role here and needs most of them."""
-    present = set(roles)
+    peft_type, present = str(config["peft_type"]), set(roles)
+    init = _changed_base(config)
+    special = {tuner.DECLARATION.init for tuner in tuners().values()}
+    wanted = init if init in special else ""
     fitting = [
         (len(tuner.DECLARATION.required), name)
         for name, tuner in tuners().items()
         if tuner.DECLARATION.peft_type == peft_type
+        and tuner.DECLARATION.init == wanted
         and tuner.DECLARATION.required <= present <= set(tuner.DECLARATION.keys.values())
     ]
     if not fitting:

@@ -24,7 +24,8 @@ class Declaration:
     (after the module path) to the role it fills; a module's keys belong to the tuner when they
     hold all `required` roles and no role it does not know. `additive`: f(W) - W does not depend
     on W. `low_rank`: the delta is a product of two thin factors. `invertible`: "exactly",
-    "rounding" or "no".
+    "rounding" or "no". `init` is the `init_lora_weights` that makes its update another one than
+    the plain tuner's.
     """
 
     title: str
@@ -34,6 +35,7 @@ class Declaration:
     additive: bool
     low_rank: bool
     invertible: str
+    init: str = ""
 
 
 class Update(Protocol):

@@ -21,6 +21,7 @@ from adaptool.ops.provenance import inputs_of, recorded_options
 from adaptool.ops.seating import Seating, seat
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.checkpoint import Checkpoint
+from adaptool.tuners import tuners
 
 CONFIG = "config.json"
 
@@ -65,8 +66,10 @@ def plan_merge(base: Checkpoint, parts: Sequence[Part], options: MergeOptions) -
         ties.add_head(making.drafts, pair)
     for place, part in active:
         _check_initial(part)
-        _contribute(making, base, place, part, options)
-        if part.initial is not None:
+        if part.initial is None:
+            _contribute(making, base, place, part, options)
+        else:
+            _contribute(making, base, place, _plain(part), options)
             _contribute(making, base, place, _subtracted(part, *part.initial), options)
     if pair is not None:
         _settle_ties(making, pair, active, options)
@@ -134,7 +137,8 @@ def _contribute(
 def _check_initial(part: Part) -> None:
     """MismatchError where the adapter's base was changed before training and nobody says how."""
     init = part.adapter.changed_base
-    if init is None or part.initial is not None:
+    recomputed = all(tuners()[delta.tuner].DECLARATION.init for delta in part.adapter.deltas)
+    if init is None or part.initial is not None or recomputed:
         return
     message = f"{init!r} changed the base before training; adding the delta would be wrong"
     raise MismatchError(
@@ -156,7 +160,16 @@ def _subtracted(part: Part, files: AdapterFiles, initial: Adapter) -> Part:
         raise MismatchError(
             message, code=Code.MODULE_NOT_IN_BASE, file=files.name, field="--init-adapter"
         )
-    return Part(files, replace(initial, replaced=()), -part.weight)
+    return _plain(Part(files, replace(initial, replaced=()), -part.weight))
+
+
+def _plain(part: Part) -> Part:
+    """The part with its deltas added as they are: the initial adapter says what to take away."""
+    deltas = tuple(
+        replace(delta, tuner="lora") if tuners()[delta.tuner].DECLARATION.init else delta
+        for delta in part.adapter.deltas
+    )
+    return replace(part, adapter=replace(part.adapter, deltas=deltas))
 
 
 def _check_targets(part: Part, permissions: Permissions) -> None:

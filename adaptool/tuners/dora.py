@@ -72,7 +72,7 @@ class MagnitudeUpdate:
         """out += weight * (m V / |V| - W)."""
         direction = base + (self._left[rows] @ self._right).mul_(self._scaling)
         gain = self._magnitude[rows] / direction.norm(dim=1)
-        out.add_(direction.mul_(gain[:, None]).sub_(base), alpha=self._weight)
+        _replace(out, base, direction.mul_(gain[:, None]), self._weight)
 
 
 class ColumnMagnitudeUpdate:
@@ -106,7 +106,15 @@ class ColumnMagnitudeUpdate:
     def accumulate(self, out: torch.Tensor, base: torch.Tensor, rows: slice) -> None:
         """out += weight * (m V / |V| - W)."""
         direction = self._direction(base, rows)
-        out.add_(direction.mul_(self._gain[None, :]).sub_(base), alpha=self._weight)
+        _replace(out, base, direction.mul_(self._gain[None, :]), self._weight)
+
+
+def _replace(out: torch.Tensor, base: torch.Tensor, value: torch.Tensor, weight: float) -> None:
+    """out += weight * (value - base); exactly `value` where the weight is 1 and out is base."""
+    if weight == 1.0:
+        out.sub_(base).add_(value)
+    else:
+        out.add_(value.sub_(base), alpha=weight)
 
 
 def prepare(

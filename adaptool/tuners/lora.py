@@ -165,7 +165,7 @@ def _blocks(config: Mapping[str, Any], module: str) -> tuple[int, int]:
 
 def _refuse_ranks(a: tuple[int, ...], b: tuple[int, ...], module: str) -> None:
     message = f"lora_A {list(a)} has rank {a[0]}, lora_B {list(b)} has rank {b[1]}"
-    looks = len(a) == len(b) == 2 and a[1] == b[0]
+    looks = len(a) == len(b) == 2 and (a[1] == b[1] or a[0] == b[0])
     hint = "a factor looks transposed" if looks else "the factors come from different adapters"
     raise InputError(message, code=Code.FACTOR_RANKS_DIFFER, tensor=module, hint=hint)
 
