@@ -6,8 +6,10 @@ PEFT makes the base, the adapter and, where it merges rightly, the merged model;
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,15 @@ from safetensors.torch import load_file, save_file
 from tiny_models import MODELS, answer, build
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
+
+logging.disable_progress_bar()
+logging.set_verbosity_error()
 
 Tensors = dict[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One adapter: PEFT's options for it, and what may be asked of the merge.
 
@@ -62,7 +68,12 @@ def _case(name: str, model: str, targets: Any = None, **more: Any) -> Case:
 
 
 LLAMA_LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-BLOCKS = {"target_modules_bd_b": ["q_proj", "up_proj"], "target_modules_bd_a": ["o_proj"]}
+BLOCKS = {
+    "target_modules_bd_b": ["q_proj", "up_proj"],
+    "target_modules_bd_a": ["o_proj"],
+    "nblocks": 2,
+    "match_strict": False,
+}
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 CONVOLUTIONS = ["conv1", "conv2", "conv3", "pointwise"]
 
@@ -111,7 +122,7 @@ EMBEDDINGS = (
     _case("head", "llama", ["lm_head", "q_proj"]),
     _case("both_ends", "llama", ["lm_head", "embed_tokens"]),
     _case("no_copies", "llama", ["embed_tokens"], save={"save_embedding_layers": False}),
-    _case("neox_ends", "gpt_neox", ["embed_in", "embed_out", "lm_head"]),
+    _case("neox_ends", "gpt_neox", ["embed_in", "lm_head"]),
     _case("token_rows", "llama", Q_V, trainable_token_indices=[5, 3, 63]),
     _case("token_rows_by_name", "llama", Q_V, trainable_token_indices={"embed_tokens": [7, 2]}),
     _case("resized", "llama", Q_V, vocabulary=70),
@@ -119,10 +130,9 @@ EMBEDDINGS = (
     _case("resized_saved", "llama", Q_V, vocabulary=70, modules_to_save=["embed_tokens", "lm_head"]),
 )
 KERNELS = (
-    _case("convolutions", "convnet", [*CONVOLUTIONS, "embed", "square", "out"]),
-    _case("convolutions_rslora", "convnet", CONVOLUTIONS, use_rslora=True, r=3),
+    _case("convolutions", "convnet", [*CONVOLUTIONS, "embed", "out"], exact=False),
+    _case("convolutions_rslora", "convnet", CONVOLUTIONS, use_rslora=True, r=3, exact=False),
     _case("attention", "attention", ["mha", "out"], exact=False),
-    _case("attention_out", "attention", ["mha.out_proj"]),
 )
 EXTRAS = (
     _case("lora_bias", "opt", Q_V, lora_bias=True),
@@ -135,20 +145,20 @@ EXTRAS = (
     _case("saved_norm_mixtral", "mixtral", Q_V, modules_to_save=["gate"]),
     _case("scorer", "llama", Q_V, trained_on="llama_scorer", task_type="SEQ_CLS"),
     _case("bert_scorer", "bert_scorer", ["query"], task_type="SEQ_CLS"),
-    _case("blocks", "llama", [*LLAMA_LINEARS], use_bdlora={**BLOCKS, "nblocks": 2, "match_strict": False}),
+    _case("blocks", "llama", [*LLAMA_LINEARS], use_bdlora=BLOCKS),
 )
 DORA = (
     _case("dora", "llama", LLAMA_LINEARS, use_dora=True),
     _case("dora_rslora", "llama", Q_V, use_dora=True, use_rslora=True, alpha_pattern={"q_proj": 3}),
-    _case("dora_gpt2", "gpt2", ["c_attn", "c_proj", "c_fc"], use_dora=True),
-    _case("dora_ends", "llama", ["embed_tokens", "lm_head", "q_proj"], use_dora=True),
-    _case("dora_convolutions", "convnet", [*CONVOLUTIONS, "embed", "out"], use_dora=True),
+    _case("dora_gpt2", "gpt2", ["c_attn", "c_proj", "c_fc"], use_dora=True, exact=False),
+    _case("dora_ends", "llama", ["embed_tokens", "lm_head", "q_proj"], use_dora=True, exact=False),
+    _case("dora_convolutions", "convnet", [*CONVOLUTIONS, "embed", "out"], use_dora=True, exact=False),
     _case("dora_vit", "vit", Q_V, use_dora=True, bias="lora_only"),
     _case("dora_phi3", "phi3", ["qkv_proj"], use_dora=True),
 )
 STACKED = tuple(
     _case(f"{model}_{name}", model, targets, target_parameters=parameters)
-    for model in ("mixtral", "qwen3_moe", "gpt_oss")
+    for model in ("mixtral", "mixtral_square", "qwen3_moe", "gpt_oss", "gpt_oss_square")
     for name, targets, parameters in (
         ("experts", [], EXPERTS),
         ("experts_and_attention", Q_V, EXPERTS),
@@ -172,44 +182,62 @@ TIED = (
     _case("tied_targets_together", "qwen2", ["embed_tokens"], ensure_weight_tying=True, peft_merges=False),
     _case("tied_resized", "qwen2", Q_V, vocabulary=70),
     _case("tied_gpt2", "gpt2", ["wte"], peft_merges=False),
-    _case("tied_t5", "t5", ["shared"], peft_merges=False),
+    _case("tied_t5", "t5", ["embed_tokens"], peft_merges=False),
+    _case("tied_t5_head", "t5", ["lm_head"], peft_merges=False),
+    _case("tied_t5_saved", "t5", ["q"], modules_to_save=["lm_head"], peft_merges=False),
     _case("tied_opt", "opt", ["embed_tokens"], peft_merges=False),
     _case("tied_gemma", "gemma3", ["embed_tokens"], peft_merges=False),
+    _case("tied_llava", "llava_tied", ["lm_head"], peft_merges=False),
     _case("tied_bert", "bert", ["word_embeddings"], peft_merges=False),
     _case("replicated", "llama", Q_V, layer_replication=[[0, 2], [1, 2], [0, 1]], peft_merges=False),
 )
+# PEFT rounds the delta to the weight's dtype before it adds: such merges are not exact.
 HALF = tuple(
     _case(f"{name}_{kind}", model, targets, dtype=getattr(torch, kind), **more)
     for kind in ("bfloat16", "float16")
     for name, model, targets, more in (
-        ("plain", "llama", LLAMA_LINEARS, {}),
-        ("gpt2", "gpt2", ["c_attn", "c_proj"], {}),
+        ("linear", "llama", LLAMA_LINEARS, {}),
+        ("conv1d", "gpt2", ["c_attn", "c_proj"], {}),
         ("dora", "llama", Q_V, {"use_dora": True}),
+        ("lora_bias", "opt", Q_V, {"lora_bias": True}),
+        ("ends", "llama", ["embed_tokens", "lm_head"], {"exact": False}),
+        ("experts", "mixtral", Q_V, {"target_parameters": EXPERTS, "exact": False}),
+        ("stacked", "gpt_oss", Q_V, {"target_parameters": EXPERTS, "exact": False}),
+        ("attention", "attention", ["mha", "out"], {"exact": False}),
+        ("kernels", "convnet", ["conv2", "pointwise", "conv3"], {"exact": False}),
+        ("dora_conv1d", "gpt2", ["c_attn"], {"use_dora": True, "exact": False}),
+        ("blocks", "llama", LLAMA_LINEARS, {"use_bdlora": BLOCKS, "exact": False}),
     )
 )
 CASES = (*PLAIN, *CONV1D, *EMBEDDINGS, *KERNELS, *EXTRAS, *DORA, *STACKED, *TIED, *HALF)
 BY_NAME = {case.name: case for case in CASES}
 
 
+@cache
 def make(case: Case, root: Path) -> Made:
-    """Write `root`/base and `root`/adapter, as transformers and PEFT save them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        base, adapter = root / "base", root / "adapter"
+    """Write the case below `root`, as transformers and PEFT save it; once per session."""
+    where = root / f"golden-{case.name}"
+    base, adapter = where / "base", where / "adapter"
+    with quietly():
         save_base(build(case.model, dtype=case.dtype), base)
-        model = load_base(case, base)
-        if case.vocabulary is not None:
-            model.resize_token_embeddings(case.vocabulary)
-        tuned = get_peft_model(model, LoraConfig(**case.options))
-        _train(tuned)
+        tuned = get_peft_model(_trainee(case, base), LoraConfig(**case.options))
+        train(tuned)
         tuned.save_pretrained(adapter, **case.save)
-        truth = answer(adapted(case, base, adapter), case.trained_on or case.model)
+        truth = answer(_adapted(case, base, adapter).eval(), case.trained_on or case.model)
     return Made(case, base, adapter, truth)
 
 
-def _train(model: nn.Module) -> None:
+@contextmanager
+def quietly() -> Iterator[None]:
+    """PEFT and transformers warn of much that is meant here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def train(model: nn.Module, seed: int = 7) -> None:
     """Random steps in place of training: every trainable tensor moves, none is zero."""
-    torch.manual_seed(7)
+    torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             step = torch.randn_like(parameter)
@@ -230,35 +258,41 @@ def save_base(model: nn.Module, where: Path) -> None:
         save_file(model.state_dict(), where / "model.safetensors")
 
 
-def load_base(case: Case, where: Path) -> nn.Module:
-    """The model at `where`, as the class the adapter was trained on."""
-    return load(case.trained_on or case.model, where)
-
-
-def load(name: str, where: Path) -> nn.Module:
-    """The model `name` with the weights at `where`, in eval mode."""
-    model = MODELS[name]()
-    if isinstance(model, PreTrainedModel):
+def load(name: str, where: Path, dtype: torch.dtype | None = None) -> nn.Module:
+    """The model `name` with the weights at `where`, in eval mode, in their own dtype."""
+    with quietly():
         torch.manual_seed(3)
-        found: nn.Module = type(model).from_pretrained(where)
-        return found.eval()
-    model.load_state_dict(load_file(where / "model.safetensors"))
+        model = MODELS[name]()
+        if isinstance(model, PreTrainedModel):
+            model = type(model).from_pretrained(where, dtype=dtype or "auto")
+        else:
+            tensors = load_file(where / "model.safetensors")
+            model = model.to(dtype or next(iter(tensors.values())).dtype)
+            model.load_state_dict(tensors)
     return model.eval()
 
 
-def adapted(case: Case, base: Path, adapter: Path) -> PeftModel:
-    """The base with the adapter on it, unmerged."""
-    model = load_base(case, base)
+def _trainee(case: Case, base: Path, dtype: torch.dtype | None = None) -> nn.Module:
+    model = load(case.trained_on or case.model, base, dtype)
     if case.vocabulary is not None:
         model.resize_token_embeddings(case.vocabulary)
-    return PeftModel.from_pretrained(model, adapter).eval()
+    return model
 
 
-def peft_merged(made: Made, where: Path) -> Tensors:
-    """What PEFT's merge_and_unload makes of the files, under checkpoint names."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        merged = adapted(made.case, made.base, made.adapter).merge_and_unload()
+def _adapted(
+    case: Case, base: Path, adapter: Path, dtype: torch.dtype | None = None
+) -> PeftModel:
+    model = _trainee(case, base, dtype)
+    return PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=dtype is None)
+
+
+def peft_merged(made: Made, where: Path, dtype: torch.dtype | None = None) -> Tensors:
+    """What PEFT's merge_and_unload makes of the files, under checkpoint names.
+
+    In float64 that is the exact result but for the last rounding.
+    """
+    with quietly():
+        merged = _adapted(made.case, made.base, made.adapter, dtype).merge_and_unload()
         if not isinstance(merged, PreTrainedModel):
             return dict(merged.state_dict())
         merged.save_pretrained(where)

@@ -44,17 +44,16 @@ _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _RESNET = {"model_type": "resnet", "out_features": ["stage1", "stage2", "stage3", "stage4"]}
 _INDEXER = {"n_heads": 4, "kv_heads": 4, "head_dim": 64, "budget": 64, "compress_ratio": 4}
 _SETTINGS: dict[str, dict[str, Any]] = {
-    "autoformer": {"prediction_length": 8},
+    "autoformer": {"prediction_length": 8, "context_length": 8},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},
     "hiera": {"decoder_hidden_size": 64, "decoder_depth": 1, "decoder_num_heads": 1},
     "hunyuan_v1_dense": {"head_dim": 64},
     "hunyuan_vl_text": {"head_dim": 64},
-    "informer": {"prediction_length": 8},
+    "informer": {"prediction_length": 8, "context_length": 8},
     "ministral": {"head_dim": 64},
     "nemotron": {"num_key_value_heads": 8},
     "perceiver": {"num_cross_attention_heads": 1, "num_self_attention_heads": 1},
-    "reformer": {"is_decoder": True},
-    "time_series_transformer": {"prediction_length": 8},
+    "time_series_transformer": {"prediction_length": 8, "context_length": 8},
     "wav2vec2-bert": {"vocab_size": 32},
     "wav2vec2-conformer": {"vocab_size": 32},
     "aya_vision": {"vision_config.num_attention_heads": 16},

@@ -104,8 +104,8 @@ def _moe(**changes: Any) -> dict[str, Any]:
     return {**DECODER, "num_experts_per_tok": 2, **changes}
 
 
-def _gpt_oss() -> nn.Module:
-    config = GptOssConfig(**_moe(num_local_experts=3, head_dim=8, sliding_window=16))
+def _gpt_oss(**changes: Any) -> nn.Module:
+    config = GptOssConfig(**_moe(num_local_experts=3, head_dim=8, sliding_window=16, **changes))
     return GptOssForCausalLM(config)
 
 
@@ -122,7 +122,7 @@ def _llama4() -> nn.Module:
     return Llama4ForCausalLM(config)
 
 
-def _llava() -> nn.Module:
+def _llava(*, tied: bool = False) -> nn.Module:
     vision = {
         "model_type": "clip_vision_model",
         "hidden_size": 16,
@@ -135,10 +135,10 @@ def _llava() -> nn.Module:
     }
     config = LlavaConfig(
         vision_config=vision,
-        text_config={"model_type": "llama", **DECODER},
+        text_config={"model_type": "llama", **DECODER, "tie_word_embeddings": tied},
         image_token_index=IMAGE_TOKEN,
         image_seq_length=4,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
     )
     return LlavaForConditionalGeneration(config)
 
@@ -239,11 +239,16 @@ MODELS: Mapping[str, Callable[[], nn.Module]] = {
     "bert_scorer": lambda: _bert(BertForSequenceClassification, num_labels=3),
     "vit": _vit,
     "llava": _llava,
+    "llava_tied": lambda: _llava(tied=True),
     "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**_moe(num_local_experts=3))),
     "qwen3_moe": lambda: Qwen3MoeForCausalLM(
         Qwen3MoeConfig(**_moe(num_experts=3, moe_intermediate_size=24, head_dim=8))
     ),
+    "mixtral_square": lambda: MixtralForCausalLM(
+        MixtralConfig(**_moe(num_local_experts=3, intermediate_size=16))
+    ),
     "gpt_oss": _gpt_oss,
+    "gpt_oss_square": lambda: _gpt_oss(intermediate_size=32),
     "llama4": _llama4,
     "convnet": ConvNet,
     "attention": Attention,
@@ -265,14 +270,14 @@ def inputs_for(name: str) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(5)
     if name in ("convnet", "attention"):
         return {"tokens": torch.randint(0, 20, (2, 14), generator=draw)}
-    pixels = {"vit": 16, "llava": 8}
+    pixels = {"vit": 16, "llava": 8, "llava_tied": 8}
     found = {}
     if name in pixels:
         size = pixels[name]
         found["pixel_values"] = torch.randn(1, 3, size, size, generator=draw)
     if name != "vit":
         found["input_ids"] = torch.randint(3, IMAGE_TOKEN, (1, 12), generator=draw)
-    if name == "llava":
+    if name.startswith("llava"):
         found["input_ids"][0, 2:6] = IMAGE_TOKEN
     if name.startswith("t5"):
         found["decoder_input_ids"] = torch.randint(3, VOCAB, (1, 5), generator=draw)

@@ -29,7 +29,7 @@ api.inspect = inspect
 def test_missing_file_is_one_line_with_a_hint() -> None:
     """No traceback: the line names the path."""
     answer = run("inspect", "no/such/adapter")
-    assert answer.code == 3
+    assert answer.code == 2
     assert answer.out == ""
     first, *hints = answer.err.splitlines()
     assert first.startswith("error: no/such/adapter: ")
@@ -39,12 +39,12 @@ def test_missing_file_is_one_line_with_a_hint() -> None:
 def test_error_as_json_has_the_contracts_keys() -> None:
     """--json puts the error on stdout, alone, and nothing on stderr."""
     answer = run("inspect", "--json", "no/such/adapter")
-    assert (answer.code, answer.err) == (3, "")
+    assert (answer.code, answer.err) == (2, "")
     assert set(answer.json) == {"schema", "error", "errors"}
     assert answer.json["schema"] == 1
     assert set(answer.json["error"]) == KEYS
     assert answer.json["error"]["code"] == "not-found"
-    assert answer.json["error"]["exit"] == 3
+    assert answer.json["error"]["exit"] == 2
     assert answer.json["errors"] == [answer.json["error"]]
 
 
@@ -155,7 +155,7 @@ def test_text_from_files_cannot_steer_the_terminal() -> None:
 def test_several_bad_inputs_are_all_told() -> None:
     """Every path that cannot be read is in `errors`, at most 20."""
     answer = run("inspect", "--json", *(f"absent{number}" for number in range(25)))
-    assert answer.code == 3
+    assert answer.code == 2
     assert [error["file"] for error in answer.json["errors"]] == [
         f"absent{number}" for number in range(20)
     ]
@@ -176,8 +176,12 @@ api.inspect = inspect
 
 
 def _start(then: str, *flags: str) -> subprocess.Popen[str]:
+    return _waiting(WAITS.format(then=then), *flags)
+
+
+def _waiting(patch: str, *flags: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        patched(WAITS.format(then=then), "inspect", "x", *flags),
+        patched(patch, "inspect", "x", *flags),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -210,6 +214,24 @@ def test_second_signal_ends_at_once(number: signal.Signals) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert err == ""
+
+
+def test_signal_is_no_finding() -> None:
+    """Whoever gathers adaptool's errors does not gather a signal."""
+    patch = f"""{WAITS.format(then="pass")}
+from adaptool import errors
+def gathering(path, **_):
+    try:
+        inspect(path)
+    except errors.AdaptoolError:
+        print("swallowed", file=sys.stderr)
+api.inspect = gathering
+"""
+    process = _waiting(patch)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "swallowed" not in err
 
 
 def test_signal_as_json() -> None:

@@ -534,9 +534,9 @@ def test_validate_base(adaptool: Adaptool, too_deep: Path) -> None:
 
 def test_validate_strict(adaptool: Adaptool, tmp_path: Path) -> None:
     """A warning is exit 0 without the flag and exit 1 with it."""
-    # Alpha 0 is legal and makes the adapter do nothing.
-    folder = _adapter(tmp_path / "zero", lambda tensors: tensors)
-    config = json.loads((folder / "adapter_config.json").read_text()) | {"lora_alpha": 0}
+    # A negative alpha is legal and unusual: the adapter is subtracted.
+    folder = _adapter(tmp_path / "negative", lambda tensors: tensors)
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"lora_alpha": -16}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     said = adaptool("validate", folder)
     assert [each["severity"] for each in said["findings"]] == ["warning"]

@@ -62,6 +62,7 @@ UNBUILDABLE = {
     "pp_ocrv5_server_det:PPOCRV5ServerDetForObjectDetection": "block sizes have no default",
     "pp_ocrv6_medium_det:PPOCRV6MediumDetForObjectDetection": "block sizes have no default",
     "pp_ocrv6_medium_det:PPOCRV6MediumDetModel": "block sizes have no default",
+    "reformer:ReformerModelWithLMHead": "takes a decoder config, its siblings do not",
     "t5gemma:T5GemmaEncoderModel": "takes an encoder-only config",
     "timm_backbone:TimmBackbone": "needs timm",
     "voxtral_realtime_text:VoxtralRealtimeTextModel": "cannot be imported",
