@@ -86,7 +86,7 @@ def _adapter(summary: AdapterSummary) -> Iterator[RenderableType]:
         from adaptool.cli.rendering import table
 
         with_values = any(row.norm is not None for row in summary.modules)
-        heads = ("target", "tuner", "rank", "scaling", "modules", "shape", "parameters")
+        heads = ("target", "tuner", "rank", "scaling", "modules", "shape", "parameters", "saving")
         more = ("norm", "effective rank", "not finite") if with_values else ()
         yield table((*heads, *more), _grouped(summary.modules, with_values=with_values))
 
@@ -112,8 +112,23 @@ def _grouped(modules: tuple[ModuleRow, ...], *, with_values: bool) -> Iterator[t
         shape = " x ".join(map(str, rows[0].shape)) if len(shapes) == 1 else "various"
         parameters = sum(row.parameters for row in rows)
         first = rows[0]
-        row = (key[0], first.tuner, first.rank, first.scaling, len(rows), shape, parameters)
+        row: tuple[object, ...] = (
+            key[0],
+            first.tuner,
+            first.rank,
+            first.scaling,
+            len(rows),
+            shape,
+            parameters,
+        )
+        row = (*row, _saving(rows))
         yield (*row, *_spread(rows)) if with_values else row
+
+
+def _saving(rows: list[ModuleRow]) -> str | None:
+    """How many times smaller the factors are than the full delta."""
+    known = _range([row.saving for row in rows])
+    return f"{known} x" if known else None
 
 
 def _spread(rows: list[ModuleRow]) -> tuple[object, ...]:
