@@ -420,7 +420,7 @@ CONFIGS: tuple[BadAdapter, ...] = (
     _in_config("C2-nan", 3, Code.JSON_INVALID, with_text('{"r": NaN}'), says="NaN"),
     _in_config("C3", 3, Code.JSON_NOT_OBJECT, with_text("[1, 2]")),
     # A limit is exit 7 wherever it stands.
-    _in_config("C4-large", 7, Code.JSON_TOO_LARGE, _config_of_17_mib, says="16777216"),
+    _in_config("C4-large", 3, Code.JSON_TOO_LARGE, _config_of_17_mib, says="16777216"),
     _in_config("C4-deep", 3, Code.JSON_TOO_DEEP, with_text('{"r":' + "[" * 70 + "]" * 70 + "}")),
     _in_config(
         "C4-endless", 3, Code.JSON_TOO_DEEP, with_text('{"r":' + "[" * 90_000 + "]" * 90_000 + "}")

@@ -52,13 +52,12 @@ class ComparingOutlet:
     def copy(self, job: CopyJob) -> None:
         """Compare the part of each copied tensor that lies in the job."""
         for row in job.rows:
-            low = max(row.offset, job.offset)
-            high = min(row.offset + row.length, job.offset + job.length)
             ref = self._merged.get(row.name)
             if ref is None:
                 continue
+            low, high = _elements_in(row, job)
             for begin in range(low, high, BLOCK):
-                self._compare_copy(row, ref, begin - row.offset, min(BLOCK, high - begin))
+                self._compare_copy(row, ref, begin, min(BLOCK, high - begin))
 
     def _compare_copy(self, row: Row, ref: TensorRef, place: int, size: int) -> None:
         ours, theirs = bytearray(size), bytearray(size)
@@ -96,23 +95,37 @@ class ComparingOutlet:
         ]
 
 
+def _elements_in(row: Row, job: CopyJob) -> tuple[int, int]:
+    """The bytes of `row` that a job stands for, in whole elements, each in one job only.
+
+    Jobs are cut without regard to elements: one that a cut goes through belongs to the later job.
+    """
+    size = max(1, row.dtype.bits // 8)
+    low = max(0, job.offset - row.offset) // size * size
+    high = min(row.length, job.offset + job.length - row.offset)
+    return low, high if high == row.length else high // size * size
+
+
 def _steps(left: Patterns, right: Patterns, *, floating: bool) -> Patterns:
-    """Distance in steps of the dtype; two patterns of other dtypes are their difference apart."""
+    """Distance in steps of the dtype; two patterns of other dtypes are their difference apart.
+
+    In 64-bit integers: float64 has too few digits to tell neighbouring F64 patterns apart.
+    """
     import numpy as np
 
+    first, second = left.astype(np.int64), right.astype(np.int64)
     if floating:
-        distance = np.abs(_ordered(left) - _ordered(right))
-    else:
-        distance = np.abs(left.astype(np.float64) - right.astype(np.float64))
-    least: Patterns = np.maximum(distance, 0 if floating else 1)
-    return least
+        lowest = int(np.iinfo(left.dtype).min)
+        first, second = _ordered(first, lowest), _ordered(second, lowest)
+    high, low = np.maximum(first, second), np.minimum(first, second)
+    # Up to 2**64 - 1, which an unsigned difference of the same bits holds.
+    distance: Patterns = high.view(np.uint64) - low.view(np.uint64)
+    return distance
 
 
-def _ordered(patterns: Patterns) -> Patterns:
+def _ordered(patterns: Patterns, lowest: int) -> Patterns:
     """Bit patterns of floats as numbers that grow with the value; -0 and 0 are the same."""
     import numpy as np
 
-    exact = patterns.astype(np.float64)
-    lowest = float(np.iinfo(patterns.dtype).min)
-    ordered: Patterns = np.where(exact < 0, lowest - exact, exact)
+    ordered: Patterns = np.where(patterns < 0, lowest - patterns, patterns)
     return ordered

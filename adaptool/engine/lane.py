@@ -178,7 +178,7 @@ class Lane:
             round_into(on_device, out, single)
             stored.copy_(on_device, non_blocking=True)
             self._settled()
-        _check_finite(row, start, stored)
+        _check_finite(row, start, stored, out)
         if base is not None:
             self._sampling.take(row, start, base.cpu(), out.cpu(), stored)
         if row.length:
@@ -201,17 +201,21 @@ def _mix(out: torch.Tensor, base: torch.Tensor, value: torch.Tensor, weight: flo
         out.add_(value.sub(base), alpha=weight)
 
 
-def _check_finite(row: Row, start: int, stored: torch.Tensor) -> None:
+def _check_finite(row: Row, start: int, stored: torch.Tensor, exact: torch.Tensor) -> None:
+    """InputError where a merge or a narrower dtype made what is stored infinite, or NaN."""
     import torch
 
     if stored.element_size() > 1 and bool(torch.isfinite(stored.sum(dtype=_sum_dtype(stored)))):
         return
-    values = stored.double()
-    bad = (~torch.isfinite(values)).flatten().nonzero()
-    if not len(bad) or not row.is_touched:
+    lost = ~torch.isfinite(stored.double())
+    if not row.is_touched:  # infinities of the base itself stay as they are
+        lost &= torch.isfinite(exact).to(lost.device)
+    bad = lost.flatten().nonzero()
+    if not len(bad):
         return
     first = int(bad[0]) // stored.shape[1] + start
-    message = f"{len(bad)} merged values do not fit {row.dtype.name}, the first in row {first}"
+    whose = "merged" if row.is_touched else "base"
+    message = f"{len(bad)} {whose} values do not fit {row.dtype.name}, the first in row {first}"
     hint = "--dtype float32 or bfloat16 has the range"
     raise InputError(
         message, code=Code.RESULT_NOT_FINITE, file=row.file, tensor=row.name, hint=hint

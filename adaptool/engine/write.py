@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from adaptool.store.disk import Disk
 from adaptool.store.documents import encode_json
 from adaptool.store.local import LocalSource
 from adaptool.store.sink import FileSink
+from adaptool.store.source import Source
 from adaptool.store.staging import Staging
 
 
@@ -62,11 +63,19 @@ def write_model(
 
 
 def _check_unchanged(plan: Plan) -> None:
-    """IntegrityError where an input changed while it was read."""
-    for source in {id(row.source.source): row.source.source for row in plan.rows}.values():
+    """IntegrityError where an input changed while it was read, base or adapter."""
+    for source in {id(source): source for source in _sources(plan)}.values():
         check = getattr(source, "check_unchanged", None)
         if check is not None:
             check()
+
+
+def _sources(plan: Plan) -> Iterator[Source]:
+    for row in plan.rows:
+        yield row.source.source
+        yield from (blend.value.source for blend in row.blends)
+        for piece in row.pieces:
+            yield from (ref.source for ref in piece.delta.roles.values())
 
 
 def _fill(

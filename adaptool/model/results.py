@@ -126,7 +126,9 @@ class ModuleRow:
     """One adapted module as `inspect` shows it.
 
     `shape` is the delta's (out, in); `saving` is m*n / ((m+n)*r), the factor by which the low-rank
-    form is smaller than the full delta (None where there is no rank).
+    form is smaller than the full delta (None where there is no rank). From the values: the
+    Frobenius `norm` of the scaled delta, its `effective_rank`, and `energy[k]`, the share of its
+    sum of squares that rank k + 1 keeps.
     """
 
     module: str
@@ -138,6 +140,7 @@ class ModuleRow:
     saving: float | None
     norm: float | None = None
     effective_rank: float | None = None
+    energy: tuple[float, ...] | None = None
     nonfinite: int | None = None
 
 
@@ -174,6 +177,7 @@ class AdapterSummary:
                 "saving": row.saving,
                 "norm": row.norm,
                 "effective_rank": row.effective_rank,
+                "energy": list(row.energy) if row.energy is not None else None,
                 "nonfinite": row.nonfinite,
             }
             for row in self.modules

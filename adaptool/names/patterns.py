@@ -28,7 +28,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_.\-]*")
 _REPEATS = (_constants.MAX_REPEAT, _constants.MIN_REPEAT, _constants.POSSESSIVE_REPEAT)
 # The length of path that ways are counted on: three `.*` have 65^3 of them and pass, four do not.
 _SPAN = 64
-MOST_WAYS = 10_000_000
+MOST_WAYS = 3_000_000
 
 
 class PatternTable(Generic[T]):
@@ -107,7 +107,7 @@ def _compiled(key: str, field: str) -> re.Pattern[str]:
 def check_expression(expression: str, *, field: str) -> None:
     """InputError unless `expression` is a valid regular expression that runs in bounded time.
 
-    Refused: more than 512 characters, back references, and more than ten million ways to match 64
+    Refused: more than 512 characters, back references, and more than three million ways to match 64
     characters, as repeats inside repeats have them, or more than three unbounded repeats.
     """
     if len(expression) > LONGEST_PATTERN:
@@ -118,10 +118,10 @@ def check_expression(expression: str, *, field: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            parsed = _parser.parse(expression)
+            ways = _ways(_parser.parse(expression))
     except (re.error, RecursionError, OverflowError) as error:
         raise _invalid(error, field) from None
-    if _ways(parsed) > MOST_WAYS:
+    if ways > MOST_WAYS:
         message = "this regular expression can take exponential time"
         hint = "name the modules plainly, without nested repeats or back references"
         raise InputError(message, code=Code.PATTERN_UNSAFE, field=field, hint=hint)

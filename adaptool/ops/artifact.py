@@ -63,7 +63,7 @@ def _in_directory(path: Path) -> AdapterFiles | Checkpoint:
 
 def _named_adapters(path: Path, missing: UsageError) -> AdapterFiles:
     """No model here: perhaps several adapters in folders of their own, which names them."""
-    if any(os.path.lexists(entry.path + os.sep + CONFIG_FILE) for entry in os.scandir(path)):
+    if any(os.path.lexists(entry / CONFIG_FILE) for entry in path.iterdir()):
         return open_adapter(path)
     message = f"no adapter ({CONFIG_FILE}, {WEIGHTS_FILE}) and {missing.message}"
     raise UsageError(message, code=missing.code, file=missing.file, hint=missing.hint) from missing

@@ -16,10 +16,10 @@ from adaptool.ops import ties
 from adaptool.ops.artifact import open_artifact
 from adaptool.ops.drafts import drafts_of
 from adaptool.ops.value_checks import (
+    checkpoint_findings,
     nonfinite_findings,
     scans,
     untrained_findings,
-    zero_weights_findings,
 )
 from adaptool.store.adapter_files import METADATA_KEYS, AdapterFiles
 from adaptool.store.checkpoint import Checkpoint, open_checkpoint
@@ -102,6 +102,7 @@ def _module_row(
         saving=_saving(terms.out, terms.inner, terms.rank),
         norm=spectrum.norm if spectrum else None,
         effective_rank=spectrum.effective_rank if spectrum else None,
+        energy=spectrum.energy if spectrum else None,
         nonfinite=sum(seen[name].nonfinite for name in names) if seen else None,
     )
 
@@ -195,19 +196,8 @@ def _checkpoint_summary(
         quantization=quantization_of(checkpoint.config),
         tied=_tied(checkpoint),
         architecture=_architecture(checkpoint.config),
-        findings=(*checkpoint.findings, *checkpoint_value_findings(checkpoint, values)),
+        findings=(*checkpoint.findings, *checkpoint_findings(checkpoint, values)),
     )
-
-
-def checkpoint_value_findings(
-    checkpoint: Checkpoint, values: ValueReader | None
-) -> tuple[Finding, ...]:
-    """What the values of a checkpoint's tensors say; nothing where they are not read."""
-    if values is None:
-        return ()
-    seen = scans(checkpoint.tensors, values)
-    zeros = zero_weights_findings(checkpoint.tensors.values(), seen)
-    return (*nonfinite_findings(checkpoint.tensors, seen), *zeros)
 
 
 def _tied(checkpoint: Checkpoint) -> tuple[tuple[str, ...], ...]:

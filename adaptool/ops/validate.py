@@ -16,9 +16,13 @@ from adaptool.model.options import MergeOptions
 from adaptool.model.plan import Plan
 from adaptool.model.values import ValueReader
 from adaptool.ops.artifact import open_artifact, require
-from adaptool.ops.inspect import checkpoint_value_findings
 from adaptool.ops.merge import Part, plan_merge
-from adaptool.ops.value_checks import nonfinite_findings, scans, untrained_findings
+from adaptool.ops.value_checks import (
+    checkpoint_findings,
+    nonfinite_findings,
+    scans,
+    untrained_findings,
+)
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.checkpoint import Checkpoint, open_checkpoint
 
@@ -43,7 +47,7 @@ def validate_path(
         if isinstance(opened, Checkpoint):
             _refuse_base(path, base)
             found.findings += opened.findings
-            found.attempt(lambda: found.findings.extend(checkpoint_value_findings(opened, values)))
+            found.attempt(lambda: found.findings.extend(checkpoint_findings(opened, values)))
         elif opened is not None:
             _check_adapter(found, stack, opened, base, values)
     return tuple(sorted(found.findings, key=lambda finding: _ORDER.index(finding.severity)))

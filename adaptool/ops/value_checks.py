@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from adaptool.findings import Code, Finding, Severity
 from adaptool.model.adapter import Delta
 from adaptool.model.values import Scan, ValueReader
+from adaptool.store.checkpoint import Checkpoint
 from adaptool.store.tensors import TensorRef
 
 
@@ -56,7 +57,16 @@ def _is_zero(delta: Delta, seen: Mapping[str, Scan]) -> bool:
     return any(seen[ref.name].all_zero for ref in delta.roles.values())
 
 
-def zero_weights_findings(tensors: Iterable[TensorRef], seen: Mapping[str, Scan]) -> list[Finding]:
+def checkpoint_findings(checkpoint: Checkpoint, values: ValueReader | None) -> list[Finding]:
+    """What a checkpoint's values say: NaN, matrices of zeros; nothing where they are not read."""
+    if values is None:
+        return []
+    seen = scans(checkpoint.tensors, values)
+    zeros = _zero_weights_findings(checkpoint.tensors.values(), seen)
+    return [*nonfinite_findings(checkpoint.tensors, seen), *zeros]
+
+
+def _zero_weights_findings(tensors: Iterable[TensorRef], seen: Mapping[str, Scan]) -> list[Finding]:
     """A warning where matrices are zero throughout, as after a write that was cut by power loss.
 
     Vectors are left out: biases of zeros are common.

@@ -103,7 +103,9 @@ def _open_directory(path: Path) -> AdapterFiles:
     config_path = path / CONFIG_FILE
     if not config_path.exists():
         _refuse_without_config(path)
-    config = read_json_object(config_path, limit_bytes=LARGEST_CONFIG, what="adapter config")
+    config = read_json_object(
+        config_path, limit_bytes=LARGEST_CONFIG, what="adapter config", too_large=InputError
+    )
     source = LocalSource(weights)
     try:
         header = read_header(source)
@@ -154,7 +156,9 @@ def _config_of_file(path: Path, header: Header) -> tuple[Mapping[str, Any] | Non
             return parse_json_object(text.encode(), file=f"{path} metadata {key}"), None
     beside = path.parent / CONFIG_FILE
     if beside.exists():
-        return read_json_object(beside, limit_bytes=LARGEST_CONFIG, what="adapter config"), beside
+        return read_json_object(
+            beside, limit_bytes=LARGEST_CONFIG, what="adapter config", too_large=InputError
+        ), beside
     return None, None
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from adaptool.errors import InputError, ResourceError
+from adaptool.errors import AdaptoolError, InputError, ResourceError
 from adaptool.findings import Code
 from adaptool.store import strict_json
 from adaptool.store.local import LocalSource
@@ -23,15 +23,22 @@ _REPAIR = "repair the file or download it again"
 
 
 def read_json_object(
-    path: Path, *, limit_bytes: int, what: str, nonfinite: bool = False
+    path: Path,
+    *,
+    limit_bytes: int,
+    what: str,
+    nonfinite: bool = False,
+    too_large: type[AdaptoolError] = ResourceError,
 ) -> dict[str, Any]:
     """The JSON object in the file at `path`; errors as `read_document` and `parse_json_object`."""
-    raw = read_document(path, limit_bytes=limit_bytes, what=what)
+    raw = read_document(path, limit_bytes=limit_bytes, what=what, too_large=too_large)
     return parse_json_object(raw, file=printable(str(path)), nonfinite=nonfinite)
 
 
-def read_document(path: Path, *, limit_bytes: int, what: str) -> bytes:
-    """The bytes of a small file; ResourceError where there are more than `limit_bytes`.
+def read_document(
+    path: Path, *, limit_bytes: int, what: str, too_large: type[AdaptoolError] = ResourceError
+) -> bytes:
+    """The bytes of a small file; `too_large` is raised where there are more than `limit_bytes`.
 
     `what` is what messages call the document. Errors of opening as in LocalSource.
     """
@@ -39,7 +46,7 @@ def read_document(path: Path, *, limit_bytes: int, what: str) -> bytes:
         if source.size > limit_bytes:
             message = f"the {what} has {source.size} bytes; the limit is {limit_bytes}"
             hint = f"is this really the {what}?"
-            raise ResourceError(message, code=Code.JSON_TOO_LARGE, file=source.name, hint=hint)
+            raise too_large(message, code=Code.JSON_TOO_LARGE, file=source.name, hint=hint)
         return source.read(0, source.size)
 
 
