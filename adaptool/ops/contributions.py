@@ -17,6 +17,7 @@ from adaptool.model.adapter import Adapter, Delta, Replaced
 from adaptool.model.plan import Blend, Piece
 from adaptool.names.families import head_count, model_types
 from adaptool.names.resolver import How, Resolution, Resolver
+from adaptool.ops.copies import same_bytes
 from adaptool.ops.drafts import Draft, Drafts
 from adaptool.ops.targets import Base, plausible, views
 from adaptool.tuners import tuners
@@ -32,6 +33,7 @@ class Ledger:
     errors: list[AdaptoolError] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
     suffixed: list[str] = field(default_factory=list)
 
 
@@ -189,6 +191,9 @@ class Contribution:
             if draft.original.shape != draft.source.shape:
                 message = "two adapters resize this tensor"
                 raise MismatchError(message, code=Code.SHAPE_MISMATCH, tensor=value.name)
+            if same_bytes(draft.source, draft.original):
+                self.ledger.unused.append(draft.source.name)
+                draft.restore()
             draft.share()
         if item.rows is not None:
             self._blend_rows(draft, item)
@@ -201,6 +206,8 @@ class Contribution:
             raise MismatchError(message, code=Code.SHAPE_MISMATCH, tensor=value.name)
         if self._weight == 1.0 and not draft.is_touched:
             draft.replace(value, self._place)
+        elif same_bytes(value, draft.source):
+            self.ledger.unused.append(value.name)
         else:
             draft.blends.append(Blend(self._place, value, self._weight))
 
@@ -241,6 +248,7 @@ class Contribution:
     def _report(self) -> None:
         for code, names, text in (
             (Code.MODULE_SKIPPED, self.ledger.skipped, "modules left out, the base lacks them"),
+            (Code.TENSOR_UNUSED, self.ledger.unused, "tensors are the base's own bytes; not used"),
             (Code.TENSOR_DROPPED, self.ledger.dropped, "tensors dropped, as allowed"),
             (Code.MATCHED_BY_SUFFIX, self.ledger.suffixed, "names matched by suffix and shape"),
         ):
@@ -249,7 +257,7 @@ class Contribution:
                 self.ledger.findings.append(
                     Finding(
                         code,
-                        Severity.WARNING,
+                        Severity.NOTE if code is Code.TENSOR_UNUSED else Severity.WARNING,
                         f"{len(names)} {text}: {shown}",
                         file=self._adapter.name,
                     )

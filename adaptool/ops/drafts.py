@@ -47,12 +47,17 @@ class Draft:
         self.original = self.source
         self.source, self.replaced_by = value, adapter
 
+    def restore(self) -> None:
+        """Take the base's tensor again."""
+        if self.original is not None:
+            self.source, self.replaced_by, self.original = self.original, None, None
+
     def share(self) -> None:
         """A second adapter mixes in: the first one's tensor becomes a blend as well."""
         if self.replaced_by is None or self.original is None:
             return
         self.blends.insert(0, Blend(self.replaced_by, self.source, 1.0))
-        self.source, self.replaced_by, self.original = self.original, None, None
+        self.restore()
 
 
 Drafts = dict[str, Draft]

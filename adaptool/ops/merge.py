@@ -128,7 +128,7 @@ def _contribute(
     )
     ledger = contribution.add()
     making.findings += ledger.findings
-    dropped = [*part.adapter.dropped, *ledger.dropped]
+    dropped = [*part.adapter.dropped, *ledger.dropped, *ledger.unused]
     for name, entries in (("skipped", ledger.skipped), ("dropped", dropped)):
         if entries:
             making.decisions.setdefault(name, []).extend(sorted(set(entries)))
@@ -192,6 +192,8 @@ def _settle_ties(
     decided = ties.settle(making.drafts, pair, options.tie, adapter_keeps=keeps)
     making.edits |= decided.config
     making.findings += decided.findings
+    if decided.unused:
+        making.decisions.setdefault("dropped", []).extend(decided.unused)
     if decided.decision is not None:
         making.decisions["ties"] = decided.decision
 

@@ -51,6 +51,7 @@ class TieDecision:
     config: dict[str, Any] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     decision: str | None = None
+    unused: list[str] = field(default_factory=list)
 
 
 def tied_pair(drafts: Drafts, config: Mapping[str, Any] | None) -> TiedPair | None:
@@ -209,18 +210,35 @@ def _spread_copies(every: Sequence[Draft]) -> None:
 def _share(drafts: Drafts, every: Sequence[Draft], decision: str | None) -> TieDecision:
     """One tensor: what stands on another name goes onto the embedding, once."""
     embedding, *others = every
+    offered = {name for draft in every for name in _tensors(draft)}
     for other in others:
         if other.pieces and not embedding.pieces:
             embedding.pieces, embedding.fold = list(other.pieces), other.fold
         if _is_replaced(other) and not _is_replaced(embedding):
             _take_value(embedding, other)
+    unused = sorted(offered - _tensors(embedding))
     for other in others:
         if other.virtual:
             del drafts[other.name]
         else:
             _take_value(other, embedding)
             other.pieces, other.fold = list(embedding.pieces), embedding.fold
-    return TieDecision(decision=decision)
+    return TieDecision(findings=_unused_notes(unused), decision=decision, unused=unused)
+
+
+def _tensors(draft: Draft) -> set[str]:
+    """Names of the adapters' tensors that this draft is made of."""
+    refs = [ref for piece in draft.pieces for ref in piece.delta.roles.values()]
+    refs += [blend.value for blend in draft.blends]
+    refs += [draft.source] if draft.replaced_by is not None else []
+    return {ref.name for ref in refs}
+
+
+def _unused_notes(unused: Sequence[str]) -> list[Finding]:
+    if not unused:
+        return []
+    message = f"{len(unused)} tensors of the other side of tied weights, which is the same; not used"
+    return [Finding(Code.TENSOR_UNUSED, Severity.NOTE, message, tensor=unused[0])]
 
 
 def _untie(drafts: Drafts, pair: TiedPair) -> TieDecision:

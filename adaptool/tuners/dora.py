@@ -19,7 +19,7 @@ from adaptool.findings import Code
 from adaptool.model.adapter import Terms
 from adaptool.model.tuner import Declaration
 from adaptool.model.view import View
-from adaptool.tuners import lora
+from adaptool.tuners import low_rank_factors as plain
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ DECLARATION = Declaration(
     title="DoRA",
     peft_type="LORA",
     keys={
-        **lora.DECLARATION.keys,
+        **plain.KEYS,
         "lora_magnitude_vector": "magnitude",
         "lora_magnitude_vector.weight": "magnitude",
     },
@@ -42,7 +42,7 @@ DECLARATION = Declaration(
 def terms(config: Mapping[str, Any], module: str, shapes: Mapping[str, tuple[int, ...]]) -> Terms:
     """LoRA's terms; InputError where the magnitude does not hold one number per output."""
     factors = {role: shape for role, shape in shapes.items() if role != "magnitude"}
-    found = lora.terms(config, module, factors)
+    found = plain.terms(config, module, factors)
     size = 1
     for axis in shapes["magnitude"]:
         size *= axis
@@ -125,7 +125,7 @@ def prepare(
     exact: bool,  # noqa: ARG001 - DoRA's order of operations is the same in both precisions
 ) -> MagnitudeUpdate | ColumnMagnitudeUpdate:
     """The update that renormalises; InputError where the view cuts a norm's axis."""
-    left, right = lora.oriented(factors, terms, view)
+    left, right = plain.oriented(factors, terms, view)
     magnitude = factors["magnitude"].reshape(-1)
     along, across = view.take_rows, view.take_columns
     if view.transposed:

@@ -3,8 +3,8 @@
 W' = W - s Q_r R_r + s B A,   W = Q R
 
 Training began with B0 = Q_r and A0 = R_r, the first r columns of Q and rows of R, and with
-s Q_r R_r taken out of the base. Q_r spans the first r columns C of W, so Q_r R_r = C (C^T C)^-1 C^T W, which
-one pass over W gives; no QR decomposition of W is needed.
+s Q_r R_r taken out of the base. Q_r spans the first r columns C of W, so that
+Q_r R_r = C (C^T C)^-1 C^T W, which one pass over W gives; no QR decomposition of W is needed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from adaptool.findings import Code
 from adaptool.model.adapter import Terms
 from adaptool.model.tuner import Declaration
 from adaptool.model.view import View
-from adaptool.tuners import lora
-from adaptool.tuners.lora import terms
+from adaptool.tuners.low_rank_factors import KEYS, LowRankUpdate, low_rank_update, terms
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +27,7 @@ __all__ = ["DECLARATION", "prepare", "terms"]
 DECLARATION = Declaration(
     title="OLoRA",
     peft_type="LORA",
-    keys=lora.DECLARATION.keys,
+    keys=KEYS,
     required=frozenset({"A", "B"}),
     additive=False,
     low_rank=False,
@@ -40,7 +39,7 @@ DECLARATION = Declaration(
 class ProjectionUpdate:
     """`weight * s * (B A - C (C^T C)^-1 C^T W)`."""
 
-    def __init__(self, plain: lora.LowRankUpdate, rank: int, scale: float) -> None:
+    def __init__(self, plain: LowRankUpdate, rank: int, scale: float) -> None:
         """`plain` adds the trained product; `scale` is weight * s."""
         self._plain, self._rank, self._scale = plain, rank, scale
         self._seen: torch.Tensor | None = None
@@ -76,5 +75,5 @@ def prepare(
             "OLoRA's columns are of the whole weight (out, in), which the base stores otherwise"
         )
         raise MismatchError(message, code=Code.UNSUPPORTED)
-    plain = lora.prepare(factors, terms, view, weight, exact)
+    plain = low_rank_update(factors, terms, view, weight, exact)
     return ProjectionUpdate(plain, terms.rank or 0, terms.scaling * weight)

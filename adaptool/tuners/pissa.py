@@ -19,8 +19,7 @@ from adaptool.findings import Code
 from adaptool.model.adapter import Terms
 from adaptool.model.tuner import Declaration
 from adaptool.model.view import View
-from adaptool.tuners import lora
-from adaptool.tuners.lora import terms
+from adaptool.tuners.low_rank_factors import KEYS, LowRankUpdate, low_rank_update, terms
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +29,7 @@ __all__ = ["DECLARATION", "prepare", "terms"]
 DECLARATION = Declaration(
     title="PiSSA",
     peft_type="LORA",
-    keys=lora.DECLARATION.keys,
+    keys=KEYS,
     required=frozenset({"A", "B"}),
     additive=False,
     low_rank=False,
@@ -42,7 +41,7 @@ DECLARATION = Declaration(
 class TallUpdate:
     """For a W with at most as many columns as rows: W V_r V_r^T is taken tile by tile."""
 
-    def __init__(self, plain: lora.LowRankUpdate, rank: int, weight: float) -> None:
+    def __init__(self, plain: LowRankUpdate, rank: int, weight: float) -> None:
         """`plain` adds the trained product; W^T W, (columns, columns), grows as W passes."""
         self._plain, self._rank, self._weight = plain, rank, weight
         self._gram: torch.Tensor | None = None
@@ -70,7 +69,7 @@ class TallUpdate:
 class WideUpdate:
     """For a W with more columns than rows: W is kept, U_r comes from W W^T."""
 
-    def __init__(self, plain: lora.LowRankUpdate, rank: int, weight: float) -> None:
+    def __init__(self, plain: LowRankUpdate, rank: int, weight: float) -> None:
         """`plain` adds the trained product; all of W is held until it has been seen."""
         self._plain, self._rank, self._weight = plain, rank, weight
         self._tiles: list[torch.Tensor] = []
@@ -102,6 +101,6 @@ def prepare(
     if view.take_rows is not None or view.take_columns is not None or view.expert is not None:
         message = "PiSSA's directions are of the whole weight, which the base stores in pieces"
         raise MismatchError(message, code=Code.UNSUPPORTED)
-    plain = lora.prepare(factors, terms, view, weight, exact)
+    plain = low_rank_update(factors, terms, view, weight, exact)
     kind = TallUpdate if view.columns.count <= view.rows.count else WideUpdate
     return kind(plain, terms.rank or 0, weight)

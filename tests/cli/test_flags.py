@@ -51,16 +51,20 @@ PROMISED = {
     "verify": {*COMMON, *MACHINE, "--add", "--init-adapter", "--exact", "--allow-pickle"},
 }
 # Every other option of the merge, where a receipt does not give it.
-GIVEN_TO_VERIFY = {"--weight", "--dtype", "--precision", "--tie", "--skip-unmatched"} | {
-    "--allow-drop"
+GIVEN_TO_VERIFY = {
+    "--weight",
+    "--dtype",
+    "--precision",
+    "--tie",
+    "--quantized",
+    "--skip-unmatched",
+    "--allow-drop",
 }
 LATER = {
     "inspect": {"--html"},
     "validate": {"--target", "--allow-pickle"},
-    "merge": {
-        *("--quantized", "--qlora-base", "--init-adapter", "--reversible", "--allow-pickle"),
-    },
-    "verify": {"--init-adapter", "--allow-pickle"},
+    "merge": {"--qlora-base", "--reversible", "--allow-pickle"},
+    "verify": {"--allow-pickle"},
 }
 COMMANDS = sorted(PROMISED)
 
@@ -275,6 +279,48 @@ def tied(tmp_path: Path) -> tuple[Path, Path]:
         json.dumps(config | {"target_modules": ["lm_head"]})
     )
     return base, adapter
+
+
+@pytest.fixture
+def quantized(tmp_path: Path) -> Path:
+    """The base under a scheme that nobody knows."""
+    base = tmp_path / "quantized"
+    shutil.copytree(BASE, base)
+    config = json.loads((BASE / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "of tomorrow"}
+    (base / "config.json").write_text(json.dumps(config))
+    return base
+
+
+def test_merge_quantized(adaptool: Adaptool, tmp_path: Path, quantized: Path) -> None:
+    """A plain base has nothing to decode; an unknown scheme is refused by name."""
+    for mode in ("all", "touched"):
+        adaptool("merge", "--quantized", mode, BASE, ADAPTER, tmp_path / mode)
+    assert _tensors(tmp_path / "all") == _tensors(tmp_path / "touched")
+    refused = adaptool("merge", "--quantized=all", quantized, ADAPTER, tmp_path / "no", code=4)
+    assert refused["error"]["code"] == "base-quantized"
+    assert "of tomorrow" in refused["error"]["message"]
+
+
+def test_verify_quantized(adaptool: Adaptool, tmp_path: Path) -> None:
+    """Given or from the receipt, a plain base is compared as it is."""
+    adaptool("merge", BASE, ADAPTER, tmp_path / "out")
+    assert adaptool("verify", "--quantized", "touched", BASE, ADAPTER, tmp_path / "out")["ok"]
+
+
+def test_merge_init_adapter(adaptool: Adaptool, tmp_path: Path) -> None:
+    """An adapter that did not move since it began leaves the base as it was."""
+    out = tmp_path / "out"
+    adaptool("merge", "--init-adapter", ADAPTER, BASE, ADAPTER, out)
+    assert _tensors(out) == _tensors(BASE)
+
+
+def test_verify_init_adapter(adaptool: Adaptool, tmp_path: Path) -> None:
+    """The receipt does not say where the initial adapter lies, so it is given again."""
+    out = tmp_path / "out"
+    adaptool("merge", "--init-adapter", ADAPTER, BASE, ADAPTER, out)
+    assert adaptool("verify", "--init-adapter", ADAPTER, BASE, ADAPTER, out)["ok"]
+    assert not adaptool("verify", BASE, ADAPTER, out, code=1)["ok"]
 
 
 def test_merge_tie(adaptool: Adaptool, tmp_path: Path, tied: tuple[Path, Path]) -> None:

@@ -1,4 +1,4 @@
-"""Initialisations that changed the base: recomputed, undone with the initial adapter, or refused."""
+"""Initialisations that changed the base: recomputed, undone by the initial adapter, or refused."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def filled(
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("start", [1.0, -3.5, 0.0, 1e-7, -6e-8, 65000.0, 1e-320])
+@pytest.mark.parametrize("start", [1.0, -3.5, 0.0, 1e-7, -6e-8, 60000.0, 1e-320])
 @pytest.mark.parametrize("count", [1, 2, 3, 40])
 def test_distance_is_the_number_of_nextafters(dtype: str, start: float, count: int) -> None:
     """Counted with numpy, across zero and powers of two, up and down."""
