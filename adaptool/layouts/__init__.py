@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Protocol, cast
 
+from adaptool.discovery import marked
 from adaptool.errors import InputError
 from adaptool.findings import Code
 from adaptool.model.adapter import Adapter
@@ -45,12 +43,7 @@ class Layout(Protocol):
 @functools.cache
 def layouts() -> Mapping[str, Layout]:
     """Every layout by name: the modules of this package that have a TITLE."""
-    found: dict[str, Layout] = {}
-    for entry in sorted(pkgutil.iter_modules(__path__), key=lambda entry: entry.name):
-        module = importlib.import_module(f"{__name__}.{entry.name}")
-        if hasattr(module, "TITLE"):
-            found[entry.name] = cast("Layout", module)
-    return MappingProxyType(found)
+    return cast("Mapping[str, Layout]", marked(__name__, __path__, "TITLE"))
 
 
 def decode(files: AdapterFiles, allow_drop: tuple[str, ...] = ()) -> Adapter:

@@ -7,6 +7,7 @@ PEFT up to 0.21.2 adds twice), and the `.base_layer` parts that wrapping leaves.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from adaptool.errors import InputError
 from adaptool.findings import Code, Finding, Severity
 from adaptool.model.adapter import Terms
+from adaptool.names.patterns import LONGEST_PATH
 from adaptool.store.tensors import TensorRef
 
 WRAPPED = ".base_layer"
@@ -30,6 +32,7 @@ class ModuleNames:
     ) -> None:
         """Take in the config's `target_parameters` and how deep each module is wrapped."""
         self._targets = tuple(config.get("target_parameters") or ())
+        self._modules = config.get("target_modules") or ()
         self._by_parent: dict[str, list[str]] = {}
         for target in self._targets:
             parent, _, name = target.rpartition(".")
@@ -76,8 +79,16 @@ class ModuleNames:
         while suffix:
             names.update(self._by_parent.get(suffix, ()))
             suffix = suffix.partition(".")[2]
-        names.update(self._by_parent.get("", ()) if module in self._depths else ())
+        if len(names) < len(self._depths.get(module, ())) and not self._is_targeted(module):
+            # PEFT names parameters alone where it was asked for all linear layers.
+            names.update(self._by_parent.get("", ()))
         return sorted(names, key=_registration)
+
+    def _is_targeted(self, module: str) -> bool:
+        """Whether `target_modules` names the module itself; its expression was checked before."""
+        if isinstance(self._modules, str):
+            return re.fullmatch(self._modules, module[:LONGEST_PATH]) is not None
+        return any(f".{module}".endswith(f".{name}") for name in self._modules)
 
     def adjusted(self, path: str, terms: Terms) -> Terms:
         """Terms with PEFT's double counting of nn.MultiheadAttention's output projection."""
