@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adaptool.engine.compare import ComparingOutlet
@@ -16,6 +16,7 @@ from adaptool.errors import UsageError
 from adaptool.findings import Code
 from adaptool.layouts import decode
 from adaptool.model.options import (
+    ExpertPacking,
     Machine,
     MergeOptions,
     OutputDtype,
@@ -42,6 +43,7 @@ from adaptool.store.adapter_files import open_adapter
 from adaptool.store.checkpoint import Checkpoint, open_checkpoint
 from adaptool.store.disk import Disk
 from adaptool.store.documents import read_json_object
+from adaptool.store.pickle_door import plain_path
 from adaptool.store.preflight import preflight
 
 Progress = Callable[[int, int], None]
@@ -61,9 +63,11 @@ def merge(
     max_shard_size: int | None = None,
     tie: str = "untie",
     quantized: str = "all",
+    expert_packing: str = "peft",
     init_adapter: Path | str | None = None,
     skip_unmatched: bool = False,
     allow_drop: Sequence[str] = (),
+    allow_pickle: bool = False,
     checksum: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -84,6 +88,7 @@ def merge(
         max_shard_size=max_shard_size,
         tie=Tie(tie),
         quantized=Quantized(quantized),
+        expert_packing=ExpertPacking(expert_packing),
         skip_unmatched=skip_unmatched,
         allow_drop=tuple(allow_drop),
         checksum=checksum,
@@ -94,7 +99,8 @@ def merge(
     inputs += [Path(init_adapter)] if init_adapter is not None else []
     used = disk or Disk()
     with ExitStack() as stack:
-        plan = _planned(stack, Path(base), strengths, options, init_adapter)
+        door = _Door(stack, allow_pickle)
+        plan = _planned(door, Path(base), strengths, options, init_adapter)
         preflight(target, inputs, overwrite=overwrite, need_bytes=plan.bytes, disk=used)
         if dry_run:
             return _merge_result(target, plan, MergeStats(None, None), device, began, dry_run=True)
@@ -123,9 +129,11 @@ def verify(
     precision: str | None = None,
     tie: str | None = None,
     quantized: str | None = None,
+    expert_packing: str | None = None,
     init_adapter: Path | str | None = None,
     skip_unmatched: bool | None = None,
     allow_drop: Sequence[str] | None = None,
+    allow_pickle: bool = False,
     exact: bool = False,
     device: str = "auto",
     threads: int | None = None,
@@ -143,6 +151,7 @@ def verify(
         precision=Precision(precision) if precision else options.precision,
         tie=Tie(tie) if tie else options.tie,
         quantized=Quantized(quantized) if quantized else options.quantized,
+        expert_packing=ExpertPacking(expert_packing) if expert_packing else options.expert_packing,
         skip_unmatched=options.skip_unmatched if skip_unmatched is None else skip_unmatched,
         allow_drop=options.allow_drop if allow_drop is None else tuple(allow_drop),
     )
@@ -153,7 +162,8 @@ def verify(
         strengths.append(_strength(entry, default))
     _check_count(strengths, weights, Path(merged))
     with ExitStack() as stack:
-        plan = _planned(stack, Path(base), strengths, options, init_adapter)
+        door = _Door(stack, allow_pickle)
+        plan = _planned(door, Path(base), strengths, options, init_adapter)
         result = stack.enter_context(open_checkpoint(Path(merged)))
         comparable, different = structure(plan, result)
         outlet = ComparingOutlet(comparable, tolerance=BYTES if exact else 1)
@@ -163,11 +173,18 @@ def verify(
 
 
 def inspect(
-    path: Path | str, *, values: bool = False, base: Path | str | None = None
+    path: Path | str,
+    *,
+    values: bool = False,
+    base: Path | str | None = None,
+    allow_pickle: bool = False,
 ) -> AdapterSummary | CheckpointSummary:
     """What an adapter or a checkpoint is; reads headers only, weights with `values`."""
     reader = TensorValues() if values else None
-    return inspect_path(Path(path), values=reader, base=Path(base) if base else None)
+    with ExitStack() as stack:
+        door = _Door(stack, allow_pickle)
+        against = door.path(Path(base)) if base else None
+        return inspect_path(door.path(Path(path)), values=reader, base=against)
 
 
 def validate(
@@ -176,11 +193,27 @@ def validate(
     base: Path | str | None = None,
     values: bool = False,
     strict: bool = False,
+    allow_pickle: bool = False,
 ) -> ValidateResult:
     """Findings about an adapter or a checkpoint; with `base`, whether they fit."""
     reader = TensorValues() if values else None
-    findings = validate_path(Path(path), base=Path(base) if base else None, values=reader)
+    with ExitStack() as stack:
+        door = _Door(stack, allow_pickle)
+        against = door.path(Path(base)) if base else None
+        findings = validate_path(door.path(Path(path)), base=against, values=reader)
     return ValidateResult(findings, strict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Door:
+    """Through which inputs come: pickles only where they are allowed, closed with `stack`."""
+
+    stack: ExitStack
+    allow_pickle: bool
+
+    def path(self, path: Path) -> Path:
+        """The path to open: a pickle's safetensors form, or the path itself."""
+        return plain_path(path, self.stack) if self.allow_pickle else path
 
 
 def _strength(entry: Path | str | Strength, weight: float = 1.0) -> Strength:
@@ -188,24 +221,27 @@ def _strength(entry: Path | str | Strength, weight: float = 1.0) -> Strength:
 
 
 def _planned(
-    stack: ExitStack,
+    door: _Door,
     base: Path,
     strengths: Sequence[Strength],
     options: MergeOptions,
     init_adapter: Path | str | None,
 ) -> Plan:
-    """Open everything (closed with `stack`) and make the plan.
+    """Open everything and make the plan.
 
     The first adapter may have begun as `init_adapter`.
     """
-    opened: Checkpoint = stack.enter_context(open_checkpoint(base))
+    stack = door.stack
+    opened: Checkpoint = stack.enter_context(open_checkpoint(door.path(base)))
     parts = []
     for strength in strengths:
-        files = stack.enter_context(open_adapter(strength.path))
-        parts.append(Part(files, decode(files, options.allow_drop), strength.weight))
+        files = stack.enter_context(open_adapter(door.path(strength.path)))
+        adapter = decode(files, options.allow_drop, options.expert_packing)
+        parts.append(Part(files, adapter, strength.weight))
     if init_adapter is not None:
-        files = stack.enter_context(open_adapter(Path(init_adapter)))
-        parts[0] = replace(parts[0], initial=(files, decode(files, options.allow_drop)))
+        files = stack.enter_context(open_adapter(door.path(Path(init_adapter))))
+        initial = decode(files, options.allow_drop, options.expert_packing)
+        parts[0] = replace(parts[0], initial=(files, initial))
     return plan_merge(opened, parts, options)
 
 

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import click
 
 from adaptool.cli import values
-from adaptool.model.options import OutputDtype, Precision, Quantized, Tie
+from adaptool.model.options import ExpertPacking, OutputDtype, Precision, Quantized, Tie
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-Choices = type[OutputDtype | Precision | Quantized | Tie]
+Choices = type[ExpertPacking | OutputDtype | Precision | Quantized | Tie]
 
 _JSON = "adaptool.json"
 _QUIET = "adaptool.quiet"
@@ -115,6 +115,15 @@ def allow_drop(command: F) -> F:
     )(command)
 
 
+def allow_pickle(command: F) -> F:
+    """--allow-pickle."""
+    return click.option(
+        "--allow-pickle",
+        is_flag=True,
+        help="Read .bin and .pt files too: checked, then loaded in a child process with limits.",
+    )(command)
+
+
 def values_flag(command: F) -> F:
     """--values."""
     return click.option(
@@ -161,7 +170,9 @@ def arithmetic(*, receipt: bool) -> Callable[[F], F]:
         chosen("--precision", Precision, "Arithmetic; float64 gives the same bytes everywhere."),
         chosen("--tie", Tie, "An adapter on one side of tied weights."),
         chosen("--quantized", Quantized, "What to write of a quantized base: 16 bit, or not all."),
+        chosen("--expert-packing", ExpertPacking, "Columns of lora_B where experts are stacked."),
         init_adapter,
         skip,
         allow_drop,
+        allow_pickle,
     )

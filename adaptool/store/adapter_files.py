@@ -124,7 +124,7 @@ def _weights_of(path: Path) -> Path:
         return weights
     if (path / PICKLE_FILE).exists():
         message = "holds only adapter_model.bin, a pickle that can run code"
-        hint = "save it again with safe_serialization=True"
+        hint = "--allow-pickle checks it and loads it in a child process"
         raise InputError(message, code=Code.PICKLE_ONLY, file=str(path), hint=hint)
     inner = sorted(entry.name for entry in path.iterdir() if (entry / CONFIG_FILE).exists())
     if inner:

@@ -17,8 +17,11 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+import torch
 from safetensors import deserialize
+from safetensors.torch import load_file
 
+import small_pairs
 from adaptool.cli.main import group, main
 from command_line import ADAPTER, BASE
 from make_fixtures import Tensor, save_tensors
@@ -26,7 +29,7 @@ from make_fixtures import Tensor, save_tensors
 COMMON = {"--json", "--quiet"}
 MACHINE = {"--device", "--threads"}
 PROMISED = {
-    "inspect": {*COMMON, "--values", "--html", "--base"},
+    "inspect": {*COMMON, "--values", "--html", "--base", "--allow-pickle"},
     "validate": {*COMMON, "--base", "--strict", "--values", "--target", "--allow-pickle"},
     "merge": {
         *COMMON,
@@ -42,6 +45,7 @@ PROMISED = {
         "--max-shard-size",
         "--tie",
         "--quantized",
+        "--expert-packing",
         "--qlora-base",
         "--init-adapter",
         "--reversible",
@@ -57,14 +61,15 @@ GIVEN_TO_VERIFY = {
     "--precision",
     "--tie",
     "--quantized",
+    "--expert-packing",
     "--skip-unmatched",
     "--allow-drop",
 }
 LATER = {
     "inspect": {"--html"},
-    "validate": {"--target", "--allow-pickle"},
-    "merge": {"--qlora-base", "--reversible", "--allow-pickle"},
-    "verify": {"--allow-pickle"},
+    "validate": {"--target"},
+    "merge": {"--qlora-base", "--reversible"},
+    "verify": set(),
 }
 COMMANDS = sorted(PROMISED)
 
@@ -306,6 +311,55 @@ def test_verify_quantized(adaptool: Adaptool, tmp_path: Path) -> None:
     """Given or from the receipt, a plain base is compared as it is."""
     adaptool("merge", BASE, ADAPTER, tmp_path / "out")
     assert adaptool("verify", "--quantized", "touched", BASE, ADAPTER, tmp_path / "out")["ok"]
+
+
+def test_merge_expert_packing(adaptool: Adaptool, tmp_path: Path) -> None:
+    """Stacked experts come out otherwise, and nothing else does; the default is PEFT's."""
+    pair = small_pairs.write("experts", tmp_path / "pair")
+    for packing in ("peft", "unsloth"):
+        out = tmp_path / packing
+        adaptool("merge", "--expert-packing", packing, pair.base, pair.adapter, out)
+        assert _receipt(out)["options"]["expert_packing"] == packing
+    adaptool("merge", pair.base, pair.adapter, tmp_path / "out")
+    assert _tensors(tmp_path / "out") == _tensors(tmp_path / "peft")
+    changed = {
+        name
+        for name, value in _tensors(tmp_path / "unsloth").items()
+        if value != _tensors(tmp_path / "peft")[name]
+    }
+    assert changed == {name for name in _tensors(pair.base) if ".experts." in name}
+
+
+def test_verify_expert_packing(adaptool: Adaptool, tmp_path: Path) -> None:
+    """From the receipt; another one given makes another model."""
+    pair = small_pairs.write("experts", tmp_path / "pair")
+    out = tmp_path / "out"
+    adaptool("merge", "--expert-packing", "unsloth", pair.base, pair.adapter, out)
+    assert adaptool("verify", pair.base, pair.adapter, out)["ok"]
+    said = adaptool("verify", "--expert-packing", "peft", pair.base, pair.adapter, out, code=1)
+    assert not said["ok"]
+
+
+@pytest.fixture
+def pickled(tmp_path: Path) -> Path:
+    """The adapter as an older PEFT saved it."""
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    shutil.copy(ADAPTER / "adapter_config.json", folder)
+    torch.save(load_file(ADAPTER / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    return folder
+
+
+def test_allow_pickle(adaptool: Adaptool, tmp_path: Path, pickled: Path) -> None:
+    """Without it a pickle is refused by every command; with it the result is the same."""
+    out, expected = tmp_path / "out", tmp_path / "expected"
+    assert adaptool("merge", BASE, pickled, out, code=3)["error"]["code"] == "pickle-only"
+    adaptool("merge", "--allow-pickle", BASE, pickled, out)
+    adaptool("merge", BASE, ADAPTER, expected)
+    assert _tensors(out) == _tensors(expected)
+    assert adaptool("verify", "--allow-pickle", BASE, pickled, out)["ok"]
+    assert adaptool("inspect", "--allow-pickle", pickled)["module_count"] == 14
+    assert adaptool("validate", "--allow-pickle", pickled)["ok"]
 
 
 def test_merge_init_adapter(adaptool: Adaptool, tmp_path: Path) -> None:

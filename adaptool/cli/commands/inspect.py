@@ -26,10 +26,13 @@ Summary = AdapterSummary | CheckpointSummary
 @click.argument("paths", type=local_path, nargs=-1, required=True, metavar="PATH...")
 @options.values_flag
 @click.option("--base", type=local_path, metavar="BASE", help="Compare sizes with this base.")
+@options.allow_pickle
 @options.output
-def command(paths: tuple[Path, ...], base: Path | None, *, values: bool) -> Answer:
+def command(
+    paths: tuple[Path, ...], base: Path | None, *, values: bool, allow_pickle: bool
+) -> Answer:
     """Show layout, tuner, ranks, scales, targets, sizes and provenance of each PATH."""
-    summaries = _summaries(paths, base, values=values)
+    summaries = _summaries(paths, base=base, values=values, allow_pickle=allow_pickle)
     bodies = [summary.as_json() for summary in summaries]
     return Answer(
         body=bodies[0] if len(bodies) == 1 else {"items": bodies},
@@ -38,14 +41,14 @@ def command(paths: tuple[Path, ...], base: Path | None, *, values: bool) -> Answ
     )
 
 
-def _summaries(paths: tuple[Path, ...], base: Path | None, *, values: bool) -> list[Summary]:
+def _summaries(paths: tuple[Path, ...], **flags: Any) -> list[Summary]:  # noqa: ANN401
     from adaptool import api
 
     summaries: list[Summary] = []
     errors: list[AdaptoolError] = []
     for path in paths:
         try:
-            summaries.append(api.inspect(path, values=values, base=base))
+            summaries.append(api.inspect(path, **flags))
         except AdaptoolError as error:
             errors.append(error)
     if errors:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 @click.option("--base", type=local_path, metavar="BASE", help="Check that PATH fits this base.")
 @options.values_flag
 @click.option("--strict", is_flag=True, help="A warning counts as an error.")
+@options.allow_pickle
 @options.output
-def command(path: Path, base: Path | None, *, values: bool, strict: bool) -> Answer:
+def command(path: Path, **flags: Any) -> Answer:  # noqa: ANN401
     """List what is wrong with PATH, each finding with a code that never changes."""
     from adaptool import api
 
-    result = api.validate(path, base=base, values=values, strict=strict)
+    result = api.validate(path, **flags)
     return Answer(
         body=result.as_json(),
         people=lambda: _people(result),
