@@ -1,6 +1,6 @@
 """Adapters trained with PEFT on tiny models: the table, and how an entry is made on disk.
 
-PEFT makes the base, the adapter and, where it merges rightly, the merged model; all come from files.
+PEFT makes the adapter and, where it merges rightly, the merged model; both go through files.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_models import MODELS, answer, build
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
+
+from tiny_models import MODELS, answer, build
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()
@@ -127,7 +128,9 @@ EMBEDDINGS = (
     _case("token_rows_by_name", "llama", Q_V, trainable_token_indices={"embed_tokens": [7, 2]}),
     _case("resized", "llama", Q_V, vocabulary=70),
     _case("resized_targets", "llama", ["embed_tokens", "lm_head"], vocabulary=70),
-    _case("resized_saved", "llama", Q_V, vocabulary=70, modules_to_save=["embed_tokens", "lm_head"]),
+    _case(
+        "resized_saved", "llama", Q_V, vocabulary=70, modules_to_save=["embed_tokens", "lm_head"]
+    ),
 )
 KERNELS = (
     _case("convolutions", "convnet", [*CONVOLUTIONS, "embed", "out"], exact=False),
@@ -152,22 +155,34 @@ DORA = (
     _case("dora_rslora", "llama", Q_V, use_dora=True, use_rslora=True, alpha_pattern={"q_proj": 3}),
     _case("dora_gpt2", "gpt2", ["c_attn", "c_proj", "c_fc"], use_dora=True, exact=False),
     _case("dora_ends", "llama", ["embed_tokens", "lm_head", "q_proj"], use_dora=True, exact=False),
-    _case("dora_convolutions", "convnet", [*CONVOLUTIONS, "embed", "out"], use_dora=True, exact=False),
+    _case(
+        "dora_convolutions", "convnet", [*CONVOLUTIONS, "embed", "out"], use_dora=True, exact=False
+    ),
     _case("dora_vit", "vit", Q_V, use_dora=True, bias="lora_only"),
     _case("dora_phi3", "phi3", ["qkv_proj"], use_dora=True),
 )
-STACKED = tuple(
-    _case(f"{model}_{name}", model, targets, target_parameters=parameters)
+STACKED = (
+    *(_case(f"{model}_{name}", model, targets, target_parameters=parameters)
     for model in ("mixtral", "mixtral_square", "qwen3_moe", "gpt_oss", "gpt_oss_square")
     for name, targets, parameters in (
         ("experts", [], EXPERTS),
         ("experts_and_attention", Q_V, EXPERTS),
         ("gate_up", [], EXPERTS[:1]),
         ("down", Q_V, EXPERTS[1:]),
-    )
-) + (
-    _case("llama4_experts", "llama4", [], target_parameters=["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"]),
-    _case("llama4_down", "llama4", Q_V, target_parameters=["experts.down_proj"], rank_pattern={"experts.down_proj": 2}),
+    )),
+    _case(
+        "llama4_experts",
+        "llama4",
+        [],
+        target_parameters=["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"],
+    ),
+    _case(
+        "llama4_down",
+        "llama4",
+        Q_V,
+        target_parameters=["experts.down_proj"],
+        rank_pattern={"experts.down_proj": 2},
+    ),
     _case("parameter_2d", "llama", [], target_parameters=["q_proj.weight", "mlp.down_proj.weight"]),
     _case("parameter_2d_gpt2", "gpt2", [], target_parameters=["c_attn.weight"]),
 )
@@ -178,8 +193,20 @@ TIED = (
     _case("tied_rows", "qwen2", Q_V, trainable_token_indices=[4, 9]),
     _case("tied_saved", "qwen2", Q_V, modules_to_save=["embed_tokens"], peft_merges=False),
     _case("tied_saved_head", "qwen2", Q_V, modules_to_save=["lm_head"], peft_merges=False),
-    _case("tied_saved_together", "qwen2", Q_V, modules_to_save=["embed_tokens"], ensure_weight_tying=True),
-    _case("tied_targets_together", "qwen2", ["embed_tokens"], ensure_weight_tying=True, peft_merges=False),
+    _case(
+        "tied_saved_together",
+        "qwen2",
+        Q_V,
+        modules_to_save=["embed_tokens"],
+        ensure_weight_tying=True,
+    ),
+    _case(
+        "tied_targets_together",
+        "qwen2",
+        ["embed_tokens"],
+        ensure_weight_tying=True,
+        peft_merges=False,
+    ),
     _case("tied_resized", "qwen2", Q_V, vocabulary=70),
     _case("tied_gpt2", "gpt2", ["wte"], peft_merges=False),
     _case("tied_t5", "t5", ["embed_tokens"], peft_merges=False),
@@ -189,7 +216,9 @@ TIED = (
     _case("tied_gemma", "gemma3", ["embed_tokens"], peft_merges=False),
     _case("tied_llava", "llava_tied", ["lm_head"], peft_merges=False),
     _case("tied_bert", "bert", ["word_embeddings"], peft_merges=False),
-    _case("replicated", "llama", Q_V, layer_replication=[[0, 2], [1, 2], [0, 1]], peft_merges=False),
+    _case(
+        "replicated", "llama", Q_V, layer_replication=[[0, 2], [1, 2], [0, 1]], peft_merges=False
+    ),
 )
 # PEFT rounds the delta to the weight's dtype before it adds: such merges are not exact.
 HALF = tuple(
@@ -279,9 +308,7 @@ def _trainee(case: Case, base: Path, dtype: torch.dtype | None = None) -> nn.Mod
     return model
 
 
-def _adapted(
-    case: Case, base: Path, adapter: Path, dtype: torch.dtype | None = None
-) -> PeftModel:
+def _adapted(case: Case, base: Path, adapter: Path, dtype: torch.dtype | None = None) -> PeftModel:
     model = _trainee(case, base, dtype)
     return PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=dtype is None)
 

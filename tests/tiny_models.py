@@ -21,10 +21,10 @@ from transformers import (
     GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
-    GptOssConfig,
-    GptOssForCausalLM,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     Llama4ForCausalLM,
     Llama4TextConfig,
     LlamaConfig,
@@ -79,6 +79,7 @@ class ConvNet(nn.Module):
         self.out = nn.Linear(8, 5)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(batch, 5) from (batch, 14) token ids."""
         hidden = self.conv1(self.embed(tokens).transpose(1, 2))
         flat = self.pointwise(self.conv2(hidden.unsqueeze(1))).mean(1)
         cube = self.conv3(flat.reshape(flat.shape[0], 1, 2, -1, flat.shape[2])).mean((1, 2, 3))
@@ -96,6 +97,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(16, 5)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(batch, length, 5) from (batch, length) token ids."""
         hidden = self.embed(tokens)
         return self.out(self.mha(hidden, hidden, hidden, need_weights=False)[0])
 
@@ -185,7 +187,12 @@ def _vit() -> nn.Module:
 
 def _gpt2() -> nn.Module:
     config = GPT2Config(
-        vocab_size=VOCAB, n_embd=32, n_head=4, n_layer=2, n_positions=64, bos_token_id=1,
+        vocab_size=VOCAB,
+        n_embd=32,
+        n_head=4,
+        n_layer=2,
+        n_positions=64,
+        bos_token_id=1,
         eos_token_id=2,
     )
     return GPT2LMHeadModel(config)

@@ -11,6 +11,7 @@ from adaptool.discovery import marked
 from adaptool.errors import InputError
 from adaptool.findings import Code
 from adaptool.model.adapter import Adapter
+from adaptool.model.options import ExpertPacking
 from adaptool.store.adapter_files import AdapterFiles
 
 
@@ -32,10 +33,16 @@ class Layout(Protocol):
         """Say which keys this layout can account for; no guess, no error."""
         ...
 
-    def decode(self, files: AdapterFiles, allow_drop: tuple[str, ...] = ()) -> Adapter:
+    def decode(
+        self,
+        files: AdapterFiles,
+        allow_drop: tuple[str, ...] = (),
+        expert_packing: ExpertPacking = ExpertPacking.PEFT,
+    ) -> Adapter:
         """Read the adapter; InputError where it contradicts itself.
 
         Tensors that it cannot use and whose names match a glob of `allow_drop` are left out.
+        `expert_packing` is how stacked experts are packed where the file does not say.
         """
         ...
 
@@ -46,7 +53,11 @@ def layouts() -> Mapping[str, Layout]:
     return cast("Mapping[str, Layout]", marked(__name__, __path__, "TITLE"))
 
 
-def decode(files: AdapterFiles, allow_drop: tuple[str, ...] = ()) -> Adapter:
+def decode(
+    files: AdapterFiles,
+    allow_drop: tuple[str, ...] = (),
+    expert_packing: ExpertPacking = ExpertPacking.PEFT,
+) -> Adapter:
     """Decode with the one layout that claims keys; InputError lists what nobody claims."""
     if not files.tensors:
         message = "no tensors, so no adapter"
@@ -58,7 +69,7 @@ def decode(files: AdapterFiles, allow_drop: tuple[str, ...] = ()) -> Adapter:
         raise InputError(message, code=Code.LAYOUT_AMBIGUOUS, file=files.source.name)
     if not claiming:
         _refuse_unclaimed(files)
-    return layouts()[claiming[0]].decode(files, allow_drop)
+    return layouts()[claiming[0]].decode(files, allow_drop, expert_packing)
 
 
 # How other layouts name their keys, to say what a file looks like before they can be read.

@@ -20,6 +20,7 @@ from adaptool.layouts.peft_config import check_config
 from adaptool.layouts.peft_modules import ModuleNames
 from adaptool.layouts.peft_review import review
 from adaptool.model.adapter import Adapter, Delta, Replaced
+from adaptool.model.options import ExpertPacking
 from adaptool.model.tuner import Tuner
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.tensors import TensorRef
@@ -63,7 +64,11 @@ class _Sorted:
     unused: list[TensorRef] = field(default_factory=list)
 
 
-def decode(files: AdapterFiles, allow_drop: tuple[str, ...] = ()) -> Adapter:
+def decode(
+    files: AdapterFiles,
+    allow_drop: tuple[str, ...] = (),
+    expert_packing: ExpertPacking = ExpertPacking.PEFT,
+) -> Adapter:
     """Read the adapter; InputError (with every other problem) where it contradicts itself."""
     if files.config is None:
         message = "no adapter_config.json and no config in the metadata: the scale is unknown"
@@ -71,7 +76,7 @@ def decode(files: AdapterFiles, allow_drop: tuple[str, ...] = ()) -> Adapter:
         raise InputError(message, code=Code.CONFIG_MISSING, file=files.source.name, hint=hint)
     findings = list(files.findings) + list(check_config(files.config, files.config_file))
     _refuse_unsupported(files)
-    names = ModuleNames(files.config, files.tensors, PREFIX)
+    names = ModuleNames(files.config, files.tensors, PREFIX, expert_packing)
     found = _sort_keys(files, _endings(str(files.config["peft_type"])))
     deltas, errors = _deltas(files, found, names)
     try:
@@ -179,9 +184,9 @@ def _sort_keys(files: AdapterFiles, endings: Mapping[str, str]) -> _Sorted:
 
 
 def _sort_key(found: _Sorted, rest: str, ref: TensorRef, endings: Mapping[str, str]) -> None:
-    for ending in TOKEN_ROWS:
-        if rest.endswith("." + ending):
-            found.tokens[rest.removesuffix("." + ending)] = ref
+    for rows in TOKEN_ROWS:
+        if rest.endswith("." + rows):
+            found.tokens[rest.removesuffix("." + rows)] = ref
             return
     if ORIGINAL in rest:
         found.unused.append(ref)

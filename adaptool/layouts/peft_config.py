@@ -98,6 +98,7 @@ KNOWN_FIELDS = frozenset(
         "layers_pattern",
         "layers_to_transform",
         "loftq_config",
+        "lora_B_layout",
         "lora_alpha",
         "lora_bias",
         "lora_dropout",
@@ -288,6 +289,9 @@ def _others(config: Mapping[str, Any]) -> None:
     replication = config.get("layer_replication")
     if replication is not None and not _is_ranges(replication):
         raise _refuse("layer_replication", replication, "a list of [first, last) pairs")
+    packing = config.get("lora_B_layout")
+    if packing not in (None, "rank_major", "grouped_by_expert"):
+        raise _refuse("lora_B_layout", packing, "rank_major or grouped_by_expert")
     indices = config.get("trainable_token_indices")
     lists = indices.values() if isinstance(indices, Mapping) else [indices]
     if indices is not None and not all(_is_indices(entry) for entry in lists):

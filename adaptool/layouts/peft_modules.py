@@ -14,12 +14,16 @@ from typing import Any
 
 from adaptool.errors import InputError
 from adaptool.findings import Code, Finding, Severity
-from adaptool.model.adapter import Terms
+from adaptool.model.adapter import Form, Terms
+from adaptool.model.options import ExpertPacking
 from adaptool.names.patterns import LONGEST_PATH
 from adaptool.store.tensors import TensorRef
 
 WRAPPED = ".base_layer"
 MHA_OUT = ".base_layer.out_proj"
+# Unsloth since 2026.9.6 records the packing it trained with; PEFT drops the field when it saves.
+PACKING_FIELD = "lora_B_layout"
+PACKINGS = {"rank_major": ExpertPacking.PEFT, "grouped_by_expert": ExpertPacking.UNSLOTH}
 # PEFT wraps parameters in the order in which the module registers them, the first one innermost.
 REGISTERED = ("gate_up_proj", "gate_proj", "w1", "v1", "up_proj", "w2", "down_proj", "w3")
 
@@ -28,9 +32,19 @@ class ModuleNames:
     """Parameter names for the module paths of one adapter."""
 
     def __init__(
-        self, config: Mapping[str, Any], tensors: Mapping[str, TensorRef], prefix: str
+        self,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, TensorRef],
+        prefix: str,
+        packing: ExpertPacking = ExpertPacking.PEFT,
     ) -> None:
-        """Take in the config's `target_parameters` and how deep each module is wrapped."""
+        """Take in the config's `target_parameters` and how deep each module is wrapped.
+
+        `packing` is that of stacked experts where the config does not record it.
+        """
+        self._recorded = PACKINGS.get(config.get(PACKING_FIELD) or "")
+        self._asked = packing
+        self._stacks: list[str] = []
         self._targets = tuple(config.get("target_parameters") or ())
         self._modules = config.get("target_modules") or ()
         self._by_parent: dict[str, list[str]] = {}
@@ -91,12 +105,25 @@ class ModuleNames:
         return any(f".{module}".endswith(f".{name}") for name in self._modules)
 
     def adjusted(self, path: str, terms: Terms) -> Terms:
-        """Terms with PEFT's double counting of nn.MultiheadAttention's output projection."""
+        """Terms with what keys and shapes do not tell.
+
+        That is PEFT's double counting of nn.MultiheadAttention's output projection, and the
+        packing of stacked experts.
+        """
+        if terms.form is Form.EXPERTS:
+            return self._packed(path, terms)
         if not path.endswith(MHA_OUT):
             return terms
         # The adapter was trained with the factor 2 in every forward, so the merge keeps it.
         self._doubled.append(path)
         return self.scaled(terms, 2 * terms.scaling)
+
+    def _packed(self, path: str, terms: Terms) -> Terms:
+        self._stacks.append(path)
+        packing = self._recorded or self._asked
+        if packing is ExpertPacking.PEFT:
+            return terms
+        return replace(terms, conventions={**terms.conventions, "packing": str(packing)})
 
     @staticmethod
     def scaled(terms: Terms, scaling: float) -> Terms:
@@ -104,7 +131,16 @@ class ModuleNames:
         return replace(terms, scaling=scaling)
 
     def findings(self) -> tuple[Finding, ...]:
-        """One note for all doubled output projections."""
+        """One note for all doubled output projections, one for a packing that was not asked for."""
+        return (*self._packing_notes(), *self._doubling_notes())
+
+    def _packing_notes(self) -> tuple[Finding, ...]:
+        if not self._stacks or self._recorded in (None, self._asked):
+            return ()
+        message = f"records the packing of stacked experts, so they are read as {self._recorded}'s"
+        return (Finding(Code.PEFT_QUIRK, Severity.NOTE, message, field=PACKING_FIELD),)
+
+    def _doubling_notes(self) -> tuple[Finding, ...]:
         if not self._doubled:
             return ()
         message = (

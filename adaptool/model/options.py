@@ -35,6 +35,17 @@ class Tie(StrEnum):
     ERROR = "error"
 
 
+class ExpertPacking(StrEnum):
+    """The order of lora_B's columns where experts are stacked; shapes do not tell.
+
+    PEFT: rank by rank, the expert fastest. Unsloth before 2026.9.6: expert by expert.
+    Source: PEFT 0.21.2 `ParamWrapper.get_delta_weight`; unsloth-zoo pull request 1269.
+    """
+
+    PEFT = "peft"
+    UNSLOTH = "unsloth"
+
+
 class Quantized(StrEnum):
     """What to write of a quantized base."""
 
@@ -80,6 +91,7 @@ class MergeOptions:
     max_shard_size: int | None = None
     tie: Tie = Tie.UNTIE
     quantized: Quantized = Quantized.ALL
+    expert_packing: ExpertPacking = ExpertPacking.PEFT
     skip_unmatched: bool = False
     allow_drop: tuple[str, ...] = ()
     checksum: bool = False

@@ -60,6 +60,7 @@ class Contribution:
         adapter: Adapter,
         weight: float,
         drafts: Drafts,
+        *,
         config: Mapping[str, Any] | None,
         permissions: Permissions,
     ) -> None:

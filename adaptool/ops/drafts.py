@@ -16,8 +16,8 @@ class Draft:
 
     `file` is the base shard it lies in, None for a tensor the base lacks; `dtype` is what will be
     written. `replaced_by` is the adapter whose own tensor `source` became; the base's is then
-    `original`. `virtual` marks the second side of tied weights that the base does not store; `saved`
-    a tensor that a module trained on its own brought, in place of a mere copy.
+    `original`. `virtual` marks the second side of tied weights that the base does not store;
+    `saved` a tensor that a module trained on its own brought, in place of a mere copy.
     """
 
     name: str

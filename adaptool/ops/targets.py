@@ -109,7 +109,7 @@ def _placed(delta: Delta, placement: Placement, base: Base, prefer: bool) -> Ite
         if _is_single_expert(delta, shape) and slot is None:
             slot, inner = 0, shape[1:]
     for order in _orders(delta, prefer):
-        view = _fit(delta, placement, order, of_parameter, of_tensor, inner)
+        view = _fit(delta, placement, order, of_parameter, of_tensor, shape=inner)
         if view is not None:
             yield _moved(view, slot, inner, expert)
             return
@@ -174,7 +174,9 @@ def _stack_views(delta: Delta, placement: Placement, shape: Shape, prefer: bool)
     if len(shape) != 3 or shape[0] != delta.terms.experts:
         _refuse_shape(delta, placement.tensor, shape)
     for order in _orders(delta, prefer):
-        view = _fit(delta, placement, order, placement.of_parameter, placement.of_tensor, shape[1:])
+        view = _fit(
+            delta, placement, order, placement.of_parameter, placement.of_tensor, shape=shape[1:]
+        )
         if view is not None:
             for expert in range(shape[0]):
                 yield _moved(view, expert, shape[1:], expert)
@@ -188,13 +190,14 @@ def _fit(
     order: bool,
     of_parameter: Sequence[Part],
     of_tensor: Sequence[Part],
+    *,
     shape: Shape,
 ) -> View | None:
     """The view under one orientation of the delta, None where sizes do not agree."""
     if placement.transposed_by_shape:
         plain = replace(placement, transposed_by_shape=False)
-        return _fit(delta, plain, order, of_parameter, of_tensor, shape) or _fit(
-            delta, replace(plain, transposed=True), order, of_parameter, of_tensor, shape
+        return _fit(delta, plain, order, of_parameter, of_tensor, shape=shape) or _fit(
+            delta, replace(plain, transposed=True), order, of_parameter, of_tensor, shape=shape
         )
     terms = delta.terms
     size = (terms.inner, terms.out) if order else (terms.out, terms.inner)
@@ -294,7 +297,7 @@ def _member_span(total: int, out: int, part: FusedPart, base: Base, name: str) -
         size = out // heads
         return Span(part.index * size, size, blocks=heads, stride=part.count * size)
     if part.count == 2:
-        sizes = (total // 2, total // 2)
+        sizes: tuple[int, ...] = (total // 2, total // 2)
     elif part.index == 0:
         sizes = (out, (total - out) // 2, (total - out) // 2)
     else:

@@ -64,7 +64,10 @@ def tied_pair(drafts: Drafts, config: Mapping[str, Any] | None) -> TiedPair | No
         return None
     kinds = model_types(config)
     record = next((TIES[kind] for kind in kinds if kind in TIES), None)
-    embedding = _named(drafts, (record.embedding,) if record else EMBEDDINGS)
+    embedding = _named(drafts, (record.embedding,)) if record else None
+    if embedding is None:
+        # A decoder cut out of an encoder-decoder, say: tied, but not as its family's record says.
+        record, embedding = None, _named(drafts, EMBEDDINGS)
     if embedding is None:
         return None
     heads = (record.head,) if record else HEADS
@@ -237,7 +240,9 @@ def _tensors(draft: Draft) -> set[str]:
 def _unused_notes(unused: Sequence[str]) -> list[Finding]:
     if not unused:
         return []
-    message = f"{len(unused)} tensors of the other side of tied weights, which is the same; not used"
+    message = (
+        f"{len(unused)} tensors of the other side of tied weights, which is the same; not used"
+    )
     return [Finding(Code.TENSOR_UNUSED, Severity.NOTE, message, tensor=unused[0])]
 
 

@@ -7,7 +7,14 @@ from typing import Any
 
 from adaptool.errors import InputError
 from adaptool.findings import Code
-from adaptool.model.options import MergeOptions, OutputDtype, Precision, Quantized, Tie
+from adaptool.model.options import (
+    ExpertPacking,
+    MergeOptions,
+    OutputDtype,
+    Precision,
+    Quantized,
+    Tie,
+)
 from adaptool.model.plan import Plan
 from adaptool.model.results import Difference
 from adaptool.store.checkpoint import Checkpoint
@@ -28,6 +35,7 @@ def options_of(receipt: Mapping[str, Any], file: str) -> tuple[list[float], Merg
             max_shard_size=recorded["max_shard_size"],
             tie=Tie(recorded["tie"]),
             quantized=Quantized(recorded.get("quantized", "all")),
+            expert_packing=ExpertPacking(recorded.get("expert_packing", "peft")),
             skip_unmatched=bool(recorded["skip_unmatched"]),
             allow_drop=tuple(recorded["allow_drop"]),
         )

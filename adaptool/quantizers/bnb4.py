@@ -21,14 +21,33 @@ may flush subnormal results to zero.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from adaptool.dtypes import BY_TORCH_NAME
+from adaptool.errors import InputError
+from adaptool.findings import Code
 from adaptool.model.quantizer import Packed, Parts, Scheme
-from adaptool.quantizers import bnb4_state
-from adaptool.quantizers.bnb4_tables import BYTE_CODES, FP4, NF4, nested_table
+from adaptool.quantizers.codebooks import (
+    FOUR_BIT,
+    Rounding,
+    dynamic_codes,
+    dynamic_table,
+    midpoints,
+)
 from adaptool.quantizers.skip_lists import extended, with_fused
-from adaptool.quantizers.stored_parts import refuse, refuse_conv1d, require
+from adaptool.quantizers.stored_parts import (
+    check_dtype,
+    check_elements,
+    check_shape,
+    refuse,
+    refuse_conv1d,
+    require,
+)
+from adaptool.store.documents import parse_json_object
+from adaptool.store.small_values import read_small
 from adaptool.store.tensors import TensorRef
 
 if TYPE_CHECKING:
@@ -36,5 +55,299 @@ if TYPE_CHECKING:
 
 SKIPPED = "llm_int8_skip_modules"
 SCHEME = Scheme(title="bitsandbytes NF4 and FP4", library="bitsandbytes", skip_list=SKIPPED)
-TABLES: Mapping[str, Sequence[float]] = {"nf4": NF4, "fp4": FP4}
-_PARTS = frozenset({"absmax", "quant_map", "nested_absmax", "nested_quant_map"})
+STATE = ".quant_state.bitsandbytes__"
+BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+DECODED = ("float16", "bfloat16", "float32")
+NESTED_BLOCK = 256
+# Elements that quantize_dequantize holds in float32 at a time.
+_CHUNK = 1 << 22
+_STATE_PARTS = frozenset({"absmax", "quant_map", "nested_absmax", "nested_quant_map"})
+
+
+def settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The model's family; None where the config does not say `load_in_4bit`."""
+    method = str(config.get("quant_method", "bitsandbytes")).lower()
+    wanted = config.get("load_in_4bit") or config.get("_load_in_4bit")
+    return {"family": config.get("model_type")} if method == "bitsandbytes" and wanted else None
+
+
+def packed(tensors: Mapping[str, TensorRef], settings: Mapping[str, Any]) -> Iterator[Packed]:
+    """Every parameter with a quant_state; InputError where its parts contradict it.
+
+    Reads the state and the table of each: some 250 bytes.
+    """
+    for name, ref in tensors.items():
+        parameter, found, _ = name.partition(STATE)
+        if found:
+            refuse_conv1d(settings["family"], ref)
+            yield _packed(parameter, ref, tensors)
+            continue
+        owner, _, part = name.rpartition(".")
+        if part in _STATE_PARTS and not _has_state(owner, tensors):
+            refuse(ref, f"is part of a 4-bit weight, and {owner}{STATE}* is missing")
+        if ref.dtype.name == "U8" and ref.shape[1:] == (1,) and not _has_state(name, tensors):
+            refuse(ref, f"looks like a 4-bit weight, and {name}{STATE}* is missing")
+
+
+def _has_state(parameter: str, tensors: Mapping[str, TensorRef]) -> bool:
+    return any(f"{parameter}{STATE}{kind}" in tensors for kind in FOUR_BIT)
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """The fields of a quant_state, each refused by name where it is not what the library writes."""
+
+    ref: TensorRef
+    fields: Mapping[str, Any]
+
+    def one_of(self, key: str, allowed: Sequence[Any]) -> Any:  # noqa: ANN401 - a JSON value
+        """The value of `key`, which is one of those allowed."""
+        value = self._value(key)
+        if isinstance(value, bool) or value not in allowed:
+            self._refuse(key, f"is {value!r}; known are {', '.join(map(str, allowed))}")
+        return value
+
+    def shape(self) -> tuple[int, ...]:
+        """The plain weight's shape."""
+        value = self._value("shape")
+        if not (isinstance(value, list) and value and all(map(_is_size, value))):
+            self._refuse("shape", f"is {value!r}; it should be a list of positive integers")
+        return tuple(value)
+
+    def number(self, key: str) -> float:
+        """The value of `key` as a float."""
+        value = self._value(key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self._refuse(key, f"is {value!r}; it should be a number")
+        return float(value)
+
+    def _value(self, key: str) -> Any:  # noqa: ANN401 - a JSON value
+        if key not in self.fields:
+            refuse(self.ref, "is missing", code=Code.FIELD_MISSING, field=key)
+        return self.fields[key]
+
+    def _refuse(self, key: str, message: str) -> None:
+        refuse(self.ref, message, code=Code.FIELD_VALUE, field=key)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _read_state(ref: TensorRef) -> _State:
+    check_dtype(ref, "U8")
+    try:
+        return _State(ref, parse_json_object(read_small(ref), file=ref.file))
+    except InputError as error:
+        refuse(ref, error.message, code=error.code, field=error.field)
+
+
+def _packed(parameter: str, ref: TensorRef, tensors: Mapping[str, TensorRef]) -> Packed:
+    state = _read_state(ref)
+    kind = state.one_of("quant_type", tuple(FOUR_BIT))
+    if ref.name != f"{parameter}{STATE}{kind}":
+        message = f"is {kind}, which its name contradicts"
+        refuse(ref, message, code=Code.FIELD_VALUE, field="quant_type")
+    roles = _roles(parameter, ref, tensors)
+    shape, size = state.shape(), state.one_of("blocksize", BLOCKS)
+    elements = _elements(shape)
+    _check_codes(roles["weight"], elements, shape)
+    _check_table(roles["quant_map"], kind)
+    nested = _nested(state, roles, -(-elements // size)) if "nested_absmax" in roles else None
+    reason = f"a weight of shape {list(shape)} in blocks of {size}"
+    check_elements(roles["absmax"], -(-elements // size), reason)
+    check_dtype(roles["absmax"], *(("F32", "F16", "BF16") if nested is None else ("U8",)))
+    return Packed(
+        name=parameter,
+        scheme="bnb4",
+        roles=roles,
+        shape=shape,
+        dtype=BY_TORCH_NAME[state.one_of("dtype", DECODED)],
+        settings={"quant_type": kind, "blocksize": size, "nested": nested},
+    )
+
+
+def _elements(shape: Sequence[int]) -> int:
+    count = 1
+    for axis in shape:
+        count *= axis
+    return count
+
+
+def _roles(
+    parameter: str, state: TensorRef, tensors: Mapping[str, TensorRef]
+) -> dict[str, TensorRef]:
+    roles = {"weight": require(tensors, parameter, state)}
+    for part in ("absmax", "quant_map"):
+        roles[part] = require(tensors, f"{parameter}.{part}", state)
+    if any(f"{parameter}.{part}" in tensors for part in ("nested_absmax", "nested_quant_map")):
+        for part in ("nested_absmax", "nested_quant_map"):
+            roles[part] = require(tensors, f"{parameter}.{part}", state)
+    if sum(f"{parameter}{STATE}{kind}" in tensors for kind in FOUR_BIT) > 1:
+        refuse(state, "is one of two states of the same weight")
+    return {**roles, "quant_state": state}
+
+
+def _check_codes(codes: TensorRef, elements: int, shape: Sequence[int]) -> None:
+    if codes.length != -(-elements // 2):
+        message = f"has {codes.length} bytes; 4-bit codes of shape {list(shape)} take"
+        refuse(codes, f"{message} {-(-elements // 2)}", code=Code.SHAPE_MISMATCH)
+
+
+def _check_table(table: TensorRef, kind: str) -> None:
+    """The library decodes with its own table, whatever this one says: they must agree."""
+    check_dtype(table, "F32")
+    check_shape(table, (16,), "a 4-bit type")
+    stored = struct.unpack("<16f", read_small(table))
+    wrong = [pair for pair in zip(stored, FOUR_BIT[kind], strict=True) if not _close(*pair)]
+    if wrong:
+        message = f"has {wrong[0][0]:g} where {kind} has {wrong[0][1]:g}"
+        refuse(table, message, code=Code.FIELD_VALUE)
+
+
+def _close(stored: float, known: float) -> bool:
+    return abs(stored - known) <= 1e-6
+
+
+def _nested(state: _State, roles: Mapping[str, TensorRef], scales: int) -> dict[str, Any]:
+    size = state.one_of("nested_blocksize", BLOCKS)
+    check_dtype(roles["nested_absmax"], "F32")
+    check_dtype(roles["nested_quant_map"], "F32")
+    check_shape(roles["nested_quant_map"], (256,), "a table of 8-bit codes")
+    reason = f"{scales} scales in blocks of {size}"
+    check_elements(roles["nested_absmax"], -(-scales // size), reason)
+    dtype = state.one_of("nested_dtype", DECODED)
+    return {"blocksize": size, "dtype": dtype, "offset": state.number("nested_offset")}
+
+
+def decode(parts: Parts, packed: Packed, start: int, stop: int) -> torch.Tensor:
+    """Rows [start, stop): their bytes and the scales of their blocks are read, and no others."""
+    import torch
+
+    begin, end = start * packed.columns, stop * packed.columns
+    values = _values(parts, packed, begin, end)
+    size = packed.settings["blocksize"]
+    first, last = begin // size, -(-end // size)
+    values *= _spread(_scales(parts, packed, first, last), size, begin - first * size, end - begin)
+    dtype: torch.dtype = getattr(torch, str(packed.dtype.torch))
+    return values.to(dtype).reshape(-1, packed.columns)
+
+
+def _spread(scales: torch.Tensor, size: int, skip: int, count: int) -> torch.Tensor:
+    """Each scale for the elements of its block, without the first `skip` of them."""
+    return scales[:, None].expand(-1, size).reshape(-1)[skip : skip + count]
+
+
+def _values(parts: Parts, packed: Packed, begin: int, end: int) -> torch.Tensor:
+    """The table's float32 entry for every element [begin, end)."""
+    import torch
+
+    first = begin // 2
+    raw = _bytes(parts, packed, first, -(-end // 2))
+    table = torch.tensor(FOUR_BIT[packed.settings["quant_type"]], dtype=torch.float32)
+    byte = torch.arange(256)
+    pairs = torch.stack((table[byte >> 4], table[byte & 15]), dim=1)
+    values = pairs.index_select(0, raw.int()).reshape(-1)
+    return values[begin - 2 * first :][: end - begin]
+
+
+def _bytes(parts: Parts, packed: Packed, first: int, last: int) -> torch.Tensor:
+    """Bytes [first, last) of the codes, whatever dtype they are stored as."""
+    import torch
+
+    width = packed.roles["weight"].dtype.bits // 8
+    whole = parts.span("weight", first // width, -(-last // width)).view(torch.uint8)
+    return whole[first % width :][: last - first]
+
+
+def _scales(parts: Parts, packed: Packed, first: int, last: int) -> torch.Tensor:
+    """The scales of blocks [first, last) in float32."""
+    import torch
+
+    stored = parts.span("absmax", first, last)
+    nested = packed.settings["nested"]
+    if nested is None:
+        return stored.float()
+    size = nested["blocksize"]
+    outer = parts.span("nested_absmax", first // size, -(-last // size))
+    scales = parts.whole("nested_quant_map").index_select(0, stored.int())
+    scales *= _spread(outer, size, first % size, last - first)
+    scales = scales.to(getattr(torch, nested["dtype"]))
+    scales += torch.tensor(nested["offset"])
+    return scales.float()
+
+
+def skipping(config: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:
+    """`modules` added to the list; loaders skip the head by themselves only without one."""
+    return extended(config, SKIPPED, with_fused(modules), default=("lm_head",))
+
+
+def quantize_dequantize(
+    weight: torch.Tensor,
+    *,
+    quant_type: str = "nf4",
+    double_quant: bool,
+    blocksize: int = 64,
+    rounding: Rounding = "grid",
+) -> torch.Tensor:
+    """What training with a 4-bit base saw of a plain `weight`: same shape, dtype and device.
+
+    As bitsandbytes on a CPU, bit for bit. With `double_quant` the scales go through 8 bits, which
+    needs the whole weight (their mean is taken away); `rounding` "nearest" does that as its CUDA
+    kernels do. Without, blocks are independent. The mean is torch's own: its last bit depends on
+    torch's threads and device.
+    """
+    import torch
+
+    flat = weight.reshape(-1)
+    maxima = _maxima(flat, blocksize)
+    scales = _through_8_bits(maxima, rounding) if double_quant else maxima
+    table = torch.tensor(FOUR_BIT[quant_type], dtype=torch.float32, device=weight.device)
+    table = table.sort().values
+    decoded = torch.empty_like(flat)
+    full = len(flat) // blocksize
+    step = max(1, _CHUNK // blocksize)
+    for first in range(0, full, step):
+        last = min(full, first + step)
+        part = slice(first * blocksize, last * blocksize)
+        # The reciprocal first, as the library does it; a ragged last block is divided.
+        inverse = 1.0 / maxima[first:last, None].clamp(min=1e-38)
+        normed = flat[part].reshape(-1, blocksize).float() * inverse
+        decoded[part] = (_nearest(normed, table) * scales[first:last, None]).reshape(-1)
+    if full < len(maxima):
+        rest = slice(full * blocksize, len(flat))
+        decoded[rest] = _nearest(flat[rest].float() / maxima[-1], table) * scales[-1]
+    return decoded.reshape(weight.shape)
+
+
+def _maxima(flat: torch.Tensor, size: int) -> torch.Tensor:
+    """The largest magnitude of each block in float32; that of a ragged last one is never 0."""
+    import torch
+
+    full = len(flat) // size * size
+    maxima = flat[:full].reshape(-1, size).abs().amax(dim=1).float()
+    if full == len(flat):
+        return maxima
+    return torch.cat([maxima, flat[full:].abs().amax().float().clamp(min=1e-38)[None]])
+
+
+def _nearest(normed: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """The entry of an ascending table next to each value, the lower of two equally near."""
+    import torch
+
+    return table[torch.bucketize(normed.clamp(-1, 1), midpoints(table), out_int32=True)]
+
+
+def _through_8_bits(maxima: torch.Tensor, rounding: Rounding) -> torch.Tensor:
+    """Scales as double quantization stores and restores them."""
+    import torch
+
+    offset = maxima.mean()
+    centred = maxima - offset
+    blocks = torch.nn.functional.pad(centred, (0, -len(centred) % NESTED_BLOCK))
+    blocks = blocks.reshape(-1, NESTED_BLOCK)
+    outer = blocks.abs().amax(dim=1, keepdim=True)
+    table = dynamic_table(maxima.device)
+    codes = dynamic_codes(blocks * (1.0 / outer), table, rounding)
+    restored = table[codes] * outer + offset
+    return restored.reshape(-1)[: len(maxima)]

@@ -156,30 +156,32 @@ def _group_size(scales: TensorRef, columns: int, settings: Mapping[str, Any]) ->
 
 def decode(parts: Parts, packed: Packed, start: int, stop: int) -> torch.Tensor:
     """Rows [start, stop): columns of the stored matrices, which are therefore read whole."""
-    bits, columns = packed.settings["bits"], packed.columns
+    bits: int = packed.settings["bits"]
     group = _groups(parts, packed)
-    codes = unpack_down(parts.whole("qweight")[:, start:stop].contiguous(), bits)[:columns]
+    codes = unpack_down(parts.whole("qweight")[:, start:stop].contiguous(), bits)[: packed.columns]
     zeros = _zeros(parts, packed, start, stop)
     scales = parts.whole("scales")[:, start:stop]
-    return (scales[group] * (codes - zeros[group])).T
+    weight: torch.Tensor = scales[group] * (codes - zeros[group])
+    return weight.T
 
 
 def _zeros(parts: Parts, packed: Packed, start: int, stop: int) -> torch.Tensor:
     """Zero points of outputs [start, stop), (groups, outputs); v1 adds 1 within the code's bits."""
-    bits = packed.settings["bits"]
+    bits: int = packed.settings["bits"]
     # Whole words, and with 3 bits whole threes of them: 32 codes.
     first = start // WORD * bits
     words = parts.whole("qzeros")[:, first : -(-stop // WORD) * bits].contiguous()
     begin = start - start // WORD * WORD
     stored = unpack_across(words, bits)[:, begin : begin + stop - start]
-    return (stored + packed.settings["zero_offset"]) & (2**bits - 1)
+    zeros: torch.Tensor = (stored + packed.settings["zero_offset"]) & (2**bits - 1)
+    return zeros
 
 
 def _groups(parts: Parts, packed: Packed) -> torch.Tensor:
     """The group of every input; InputError where g_idx names one that is not there."""
     import torch
 
-    trivial = torch.arange(packed.columns) // packed.settings["group_size"]
+    trivial: torch.Tensor = torch.arange(packed.columns) // packed.settings["group_size"]
     if "g_idx" not in packed.roles:
         return trivial
     stored = parts.whole("g_idx").long()
@@ -199,5 +201,5 @@ def skipping(config: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any
 
     GPTQModel and vLLM read them; transformers with optimum does not.
     """
-    rules = {f"-:^{re.escape(module)}$": {} for module in with_fused(modules)}
+    rules: dict[str, Any] = {f"-:^{re.escape(module)}$": {} for module in with_fused(modules)}
     return {**config, DYNAMIC: {**rules, **(config.get(DYNAMIC) or {})}}

@@ -38,11 +38,13 @@ def unpack_across(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 def _field(groups: torch.Tensor, start: int, bits: int) -> torch.Tensor:
     """Bits [start, start + bits) of every group of words."""
+    import torch
+
     word, low = divmod(start, WORD)
-    value = groups[:, word] >> low
+    value: torch.Tensor = groups[:, word] >> low
     inside = WORD - low
     if inside >= bits:
-        return value & (2**bits - 1)
+        return torch.bitwise_and(value, 2**bits - 1)
     # The shift was arithmetic: what came in from above is the sign, not the next word.
     above = groups[:, word + 1] << inside
-    return (value & (2**inside - 1)) | (above & (2**bits - 1))
+    return torch.bitwise_or(value & (2**inside - 1), above & (2**bits - 1))

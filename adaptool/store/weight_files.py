@@ -17,6 +17,9 @@ WEIGHTS_SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 # In the order of preference. Source: WEIGHTS_NAME constants of transformers and diffusers.
 _STEMS = ("model", "diffusion_pytorch_model")
+# Of a diffusers pipeline, and the folders of its models that adapters are mostly trained for.
+PIPELINE_FILE = "model_index.json"
+_DENOISERS = ("transformer", "unet")
 _ADAPTERS = frozenset({"adapter_model.safetensors", "adapters.safetensors"})
 # Mistral's own format beside the usual one: the same weights under other names.
 _OTHER_FORM = re.compile(r"consolidated.*")
@@ -37,12 +40,14 @@ class Weights:
 def find_weights(root: Path, index_file: str | None = None) -> Weights:
     """The weights in `root`, or those of its index file `index_file` where one is asked for.
 
-    UsageError where there are none, InputError where it is not clear which they are or where they
-    are pickles.
+    UsageError where there are none or `root` is a pipeline, InputError where it is not clear which
+    they are or where they are pickles.
     """
     names = _names(root)
     if index_file is not None and index_file in names:
         return Weights(index_file, ())
+    if PIPELINE_FILE in names:
+        _refuse_pipeline(root, names)
     index = _chosen(names, INDEX_SUFFIX, root, "index files")
     if index is not None:
         return Weights(index, ())
@@ -97,6 +102,18 @@ def _chosen(names: list[str], suffix: str, root: Path, what: str) -> str | None:
     raise InputError(message, code=Code.CHECKPOINT_MISSING, file=file, hint=hint)
 
 
+def _refuse_pipeline(root: Path, names: list[str]) -> NoReturn:
+    """Several models in folders of their own; what else lies at the top is a copy of one of them."""
+    inner = _folders_with_weights(root, names)
+    message = f"no model here but a pipeline of several ({PIPELINE_FILE})"
+    hint = "name the directory of one of its models"
+    if inner:
+        first = next((name for name in inner if name in _DENOISERS), inner[0])
+        message += f": {_listed(inner, most=20)}"
+        hint = f"name one of them, such as {printable(str(root / first))}"
+    raise UsageError(message, code=Code.CHECKPOINT_MISSING, file=printable(str(root)), hint=hint)
+
+
 def _refuse_empty(root: Path, names: list[str]) -> NoReturn:
     """No weights: say what lies there instead, and what was looked for."""
     file = printable(str(root))
@@ -107,7 +124,7 @@ def _refuse_empty(root: Path, names: list[str]) -> NoReturn:
     pickles = [name for name in names if _PICKLES.fullmatch(name)]
     if pickles:
         message = f"holds only pickled weights, which can run code: {_listed(pickles)}"
-        hint = "convert them to safetensors first"
+        hint = "--allow-pickle checks them and loads them in a child process"
         raise InputError(message, code=Code.PICKLE_ONLY, file=file, hint=hint)
     wanted = [stem + suffix for stem in _STEMS for suffix in (INDEX_SUFFIX, WEIGHTS_SUFFIX)]
     message = f"no model here: looked for {', '.join(wanted)} or a single *{WEIGHTS_SUFFIX}"
@@ -116,12 +133,16 @@ def _refuse_empty(root: Path, names: list[str]) -> NoReturn:
 
 
 def _inner_hint(root: Path, names: list[str]) -> str:
-    inner = [name for name in names if any((root / name).glob(f"*{WEIGHTS_SUFFIX}"))]
+    inner = _folders_with_weights(root, names)
     if inner:
         return f"name one of its folders with weights: {_listed(inner)}"
     return "name the directory that holds the weights, or a weight file"
 
 
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(printable(name) for name in names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown}, …"
+def _folders_with_weights(root: Path, names: list[str]) -> list[str]:
+    return [name for name in names if any((root / name).glob(f"*{WEIGHTS_SUFFIX}"))]
+
+
+def _listed(names: list[str], most: int = _SHOWN) -> str:
+    shown = ", ".join(printable(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown}, …"

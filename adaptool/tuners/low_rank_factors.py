@@ -2,7 +2,8 @@
 
 A is (r, in), B is (out, r); for a convolution A is (r, in, *k) and B (out, r, 1, ...); for an
 embedding (vocab, dim) A is (r, vocab), B (dim, r) and the product is transposed. Stacked experts
-(PEFT's `target_parameters`) keep A as (E r, in), expert-major, and B as (out, r E), rank-major.
+(PEFT's `target_parameters`) keep A as (E r, in), expert-major, and B as (out, r E), rank-major, or
+(out, E r), expert-major, where Unsloth trained them.
 BD-LoRA (PEFT's `use_bdlora`) stores one factor as blocks that stand on a diagonal.
 """
 
@@ -219,9 +220,11 @@ def product_factors(
         if expert is None:
             message = "a stacked delta was asked for without an expert"
             raise InputError(message, code=Code.INTERNAL)
-        return b.reshape(b.shape[0], -1, terms.experts)[:, :, expert], a.reshape(
-            terms.experts, -1, a.shape[1]
-        )[expert]
+        columns = slice(expert, None, terms.experts)
+        if terms.conventions.get("packing") == "unsloth":
+            rank = b.shape[1] // terms.experts
+            columns = slice(expert * rank, (expert + 1) * rank)
+        return b[:, columns], a.reshape(terms.experts, -1, a.shape[1])[expert]
     a = _diagonal(a.reshape(a.shape[0], -1), terms.conventions.get("blocks_a", 0))
     b = _diagonal(b.reshape(b.shape[0], -1), terms.conventions.get("blocks_b", 0))
     return b, a

@@ -182,14 +182,17 @@ def test_a_fault_leaves_out_whole(
     campaign(each, fault, tmp_path, step=29)
 
 
+RACING = (Fault.KILL, Fault.NO_SPACE, Fault.IO_ERROR, Fault.CTRL_C)
+EVERY = [(1, fault) for fault in FAULTS] + [(2, fault) for fault in RACING]
+
+
 @pytest.mark.slow
 @states
-@workers
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.lower())
+@pytest.mark.parametrize(("threads", "fault"), EVERY)
 def test_a_fault_at_any_operation_leaves_out_whole(
+    threads: int,
     fault: Fault,
     overwrite: bool,
-    threads: int,
     pair: Pair,
     outputs: tuple[Path, Tree],
     tmp_path: Path,

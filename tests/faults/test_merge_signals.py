@@ -17,14 +17,13 @@ ANSWERS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGK
 
 # The process stops itself where it is called for the n-th time: no race with a clock.
 STOPS_ITSELF = """
-import os, signal
+import os
 from {module} import {kind}
 calls, original = [], {kind}.{method}
 def stopping(self, *arguments):
     calls.append(1)
     if len(calls) == {call}:
         os.kill(os.getpid(), {number})
-        if {call} < 0: signal.pause()
     return original(self, *arguments)
 {kind}.{method} = stopping
 """
@@ -77,8 +76,24 @@ def assert_goes_on(pair: Pair, home: Path, expected: dict[str, bytes]) -> None:
     assert [path.name for path in home.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("number", STOPPING, ids=lambda number: number.name)
+FAST = {
+    (signal.SIGINT, "while torch is imported"),
+    (signal.SIGTERM, "in a later tile"),
+    (signal.SIGKILL, "before it publishes"),
+}
+EVERY = [
+    pytest.param(
+        number,
+        point,
+        id=f"{number.name} {point}",
+        marks=() if (number, point) in FAST else pytest.mark.slow,
+    )
+    for number in STOPPING
+    for point in POINTS
+]
+
+
+@pytest.mark.parametrize(("number", "point"), EVERY)
 def test_merge_that_is_stopped_can_be_taken_up(
     number: signal.Signals,
     point: str,
@@ -96,7 +111,11 @@ def test_merge_that_is_stopped_can_be_taken_up(
     assert_goes_on(pair, tmp_path, expected)
 
 
-@pytest.mark.parametrize("number", STOPPING, ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.slow) for each in STOPPING[1:])],
+    ids=lambda number: number.name,
+)
 def test_signal_from_outside(
     number: signal.Signals, pair: Pair, expected: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -9,15 +9,15 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import golden_cases
 import pytest
 import torch
-from golden_cases import BY_NAME, Tensors, save_base, tensors_of
-from rounding import nearest
 from safetensors.torch import load_file, save_file
-from tiny_models import build
 
 import adaptool
+import golden_cases
+from golden_cases import BY_NAME, Tensors, save_base, tensors_of
+from rounding import nearest
+from tiny_models import build
 
 RANK, ALPHA = 3, 5
 SCALE = ALPHA / RANK
@@ -47,6 +47,14 @@ class _Adapter:
         bias = torch.randn(out)
         self.tensors[f"base_model.model.{module}.lora_B.bias"] = bias
         return SCALE * bias.double()
+
+    def magnitude(self, module: str, weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        """The change that DoRA makes of `weight` (out, in), whose delta is `delta`."""
+        size = torch.rand(weight.shape[0]) + 0.5
+        self.tensors[f"base_model.model.{module}.lora_magnitude_vector"] = size
+        direction = weight.double() + delta
+        gain = size.double() / direction.norm(dim=1)
+        return gain[:, None] * direction - weight.double()
 
     def save(self, where: Path, **changes: object) -> Path:
         where.mkdir()
@@ -135,6 +143,46 @@ def test_fused_qkv_onto_separate_projections(tmp_path: Path, fused: str) -> None
     _check(base, deltas, tmp_path / "out")
 
 
+def test_dora_of_a_part_renormalises_that_part(tmp_path: Path) -> None:
+    """Norms run over the member's own rows in phi3's qkv, over its columns in GPT-2's c_attn."""
+    base = _base("phi3", tmp_path / "base")
+    adapter = _Adapter()
+    module, fused = "model.layers.0.self_attn.k_proj", "model.layers.0.self_attn.qkv_proj.weight"
+    change = torch.zeros(64, HIDDEN, dtype=torch.float64)
+    delta = adapter.linear(module, 16, HIDDEN)
+    change[32:48] = adapter.magnitude(module, base[fused][32:48], delta)
+    where = adapter.save(tmp_path / "adapter", use_dora=True)
+    adaptool.merge(tmp_path / "base", where, tmp_path / "out")
+    _check(base, {fused: change}, tmp_path / "out")
+
+
+def test_dora_of_a_part_renormalises_columns_of_a_transposed_weight(tmp_path: Path) -> None:
+    """GPT-2's k is the middle third of c_attn's columns."""
+    base = _base("gpt2", tmp_path / "base")
+    adapter = _Adapter()
+    module, fused = "transformer.h.0.attn.k_proj", "transformer.h.0.attn.c_attn.weight"
+    change = torch.zeros(HIDDEN, 3 * HIDDEN, dtype=torch.float64)
+    delta = adapter.linear(module, HIDDEN, HIDDEN)
+    change[:, 32:64] = adapter.magnitude(module, base[fused][:, 32:64].T, delta).T
+    where = adapter.save(tmp_path / "adapter", use_dora=True)
+    adaptool.merge(tmp_path / "base", where, tmp_path / "out")
+    _check(base, {fused: change}, tmp_path / "out")
+
+
+def test_fused_dora_onto_separate_projections(tmp_path: Path) -> None:
+    """Rows are renormalised one by one, so a fused DoRA can be cut."""
+    base = _base("llama", tmp_path / "base")
+    adapter = _Adapter()
+    module = "model.layers.1.self_attn.qkv_proj"
+    names = [f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkv"]
+    weight = torch.cat([base[name] for name in names])
+    change = adapter.magnitude(module, weight, adapter.linear(module, 64, HIDDEN))
+    where = adapter.save(tmp_path / "adapter", use_dora=True)
+    adaptool.merge(tmp_path / "base", where, tmp_path / "out")
+    deltas = dict(zip(names, change.split([32, 16, 16]), strict=True))
+    _check(base, deltas, tmp_path / "out")
+
+
 def test_experts_of_transformers_4_names_onto_the_same_names(tmp_path: Path) -> None:
     """Mixtral's checkpoint keeps the names that adapters of transformers 4 carry."""
     base = _base("mixtral", tmp_path / "base")
@@ -147,7 +195,7 @@ def test_experts_of_transformers_4_names_onto_the_same_names(tmp_path: Path) -> 
 
 
 def test_single_experts_in_a_stack(tmp_path: Path) -> None:
-    """A checkpoint saved stacked takes adapters of single experts: gate above up, expert by expert."""
+    """A checkpoint saved stacked takes adapters of single experts: gate above up, one by one."""
     tensors = _base("qwen3_moe", tmp_path / "split")
     experts = "model.layers.0.mlp.experts"
     for name in [name for name in tensors if name.startswith(experts)]:
@@ -174,7 +222,9 @@ def _renamed(source: Path, out: Path, rename: Callable[[str], str]) -> Path:
     """The adapter with its keys renamed, and target_modules as an expression that takes all."""
     out.mkdir()
     tensors = load_file(source / "adapter_model.safetensors")
-    save_file({rename(name): value for name, value in tensors.items()}, out / "adapter_model.safetensors")
+    save_file(
+        {rename(name): value for name, value in tensors.items()}, out / "adapter_model.safetensors"
+    )
     config = json.loads((source / "adapter_config.json").read_text())
     (out / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ".*"}))
     return out
@@ -242,7 +292,7 @@ def test_square_experts_follow_the_version_that_trained_them(
 ) -> None:
     """PEFT 0.17 and 0.18 read every stack as (E, in, out); 0.19.0 swapped just the wrong ones.
 
-    In its source: `_get_in_out_features` and `get_delta_weight` of ParamWrapper, v0.18.1 and v0.19.0.
+    From its source: `update_layer` and `get_delta_weight` of ParamWrapper, 0.17.1, 0.18.1, 0.19.0.
     """
     base = _base(model, tmp_path / "base")
     parameter = "gate_up_proj" if model == "mixtral_square" else "down_proj"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import golden_cases
 import pytest
 import torch
+
+import adaptool
+import golden_cases
 from golden_cases import CASES, Case, Made, Tensors, load, peft_merged, tensors_of
 from rounding import nearest, steps
 from tiny_models import answer
-
-import adaptool
 
 SINGLE = [case for case in CASES if case.dtype is torch.float32]
 HALF = [case for case in CASES if case.dtype is not torch.float32]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
-import golden_cases
 import pytest
 import torch
-from golden_cases import BY_NAME, Case, Tensors, load, peft_merged, tensors_of
 from peft import LoraConfig, get_peft_model
-from rounding import nearest
 from safetensors.torch import load_file
 from torch import nn
 
 import adaptool
+import golden_cases
 from adaptool.model.options import Strength
+from golden_cases import BY_NAME, Case, Tensors, load, peft_merged, quietly, tensors_of
+from rounding import nearest
+from tiny_models import build
 
 PAIRS = (
     ("plain", "rslora", "patterns"),
@@ -26,6 +29,7 @@ PAIRS = (
     ("gpt_oss_gate_up", "gpt_oss_experts_and_attention", "gpt_oss_down"),
     ("gpt2", "dora_gpt2", "lora_bias_gpt2"),
     ("convolutions", "dora_convolutions", "convolutions_rslora"),
+    ("dora_ends", "both_ends", "dora_ends"),
 )
 # No round numbers: with 0.7 many sums lie on the middle of two float32 numbers but for float64's
 # own last bit.
@@ -98,7 +102,7 @@ def test_delta_of_a_grouped_convolution_crosses_its_groups() -> None:
     """Why no grouped kernel can hold PEFT's delta: group 0's output follows group 1's input."""
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Conv1d(12, 8, 3, groups=2))
-    with golden_cases.quietly():
+    with quietly():
         tuned = get_peft_model(layer, LoraConfig(r=4, lora_alpha=8, target_modules=["0"]))
     golden_cases.train(tuned)
     signal = torch.randn(1, 12, 7)
@@ -129,3 +133,55 @@ def test_attention_output_counts_twice_as_in_peft(
     exact = tensors_of(made.base)[name].double() + 2 * delta
     assert torch.equal(nearest(exact, torch.float32), tensors_of(tmp_path / "out")[name])
     assert "peft-quirk" in [str(finding.code) for finding in result.findings]
+
+
+def test_kept_ties_change_both_sides_as_peft_does(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """--tie keep: one tensor, with the delta of either side, and a warning."""
+    made = golden_cases.make(BY_NAME["tied_embedding"], tmp_path_factory.getbasetemp())
+    result = adaptool.merge(made.base, made.adapter, tmp_path / "out", tie="keep")
+    _check_exact(peft_merged(made, tmp_path / "peft", torch.float64), tensors_of(tmp_path / "out"))
+    assert "tied-weights" in [str(finding.code) for finding in result.findings]
+
+
+def test_ties_can_be_an_error(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """--tie error: exit 4 where one side would change, nothing where none does."""
+    made = golden_cases.make(BY_NAME["tied_head"], tmp_path_factory.getbasetemp())
+    with pytest.raises(adaptool.AdaptoolError) as caught:
+        adaptool.merge(made.base, made.adapter, tmp_path / "out", tie="error")
+    assert (caught.value.exit_code, str(caught.value.code)) == (4, "tied-weights")
+    other = golden_cases.make(BY_NAME["qwen2"], tmp_path_factory.getbasetemp())
+    adaptool.merge(other.base, other.adapter, tmp_path / "out", tie="error")
+
+
+def test_family_without_a_record_is_not_untied(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Nobody has checked that it loads and means the same: exit 4, unless the tie is to be kept."""
+    made = golden_cases.make(BY_NAME["tied_head"], tmp_path_factory.getbasetemp())
+    base = tmp_path / "base"
+    shutil.copytree(made.base, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "model_type": "unheard_of"}))
+    with pytest.raises(adaptool.AdaptoolError) as caught:
+        adaptool.merge(base, made.adapter, tmp_path / "out")
+    assert (caught.value.exit_code, str(caught.value.code)) == (4, "tied-weights")
+    adaptool.merge(base, made.adapter, tmp_path / "out", tie="keep")
+
+
+def test_headless_model_gets_no_head(tmp_path: Path) -> None:
+    """A bare encoder has no head that its embedding could be tied to."""
+    with quietly():
+        model = build("bert").bert
+        model.save_pretrained(tmp_path / "base")
+        options = LoraConfig(r=4, lora_alpha=8, target_modules=["word_embeddings"])
+        tuned = get_peft_model(model, options)
+        golden_cases.train(tuned)
+        tuned.save_pretrained(tmp_path / "adapter")
+    result = adaptool.merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    assert result.touched == 1
+    assert set(tensors_of(tmp_path / "out")) == set(tensors_of(tmp_path / "base"))
+    assert (tmp_path / "out" / "config.json").read_bytes() == (
+        tmp_path / "base" / "config.json"
+    ).read_bytes()

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import golden_cases
 import pytest
-from golden_cases import CASES, Case, Made
 
 import adaptool
+import golden_cases
 from adaptool.layouts import decode
 from adaptool.model.options import MergeOptions
 from adaptool.model.plan import Plan
 from adaptool.ops.merge import Part, plan_merge
 from adaptool.store.adapter_files import open_adapter
 from adaptool.store.checkpoint import open_checkpoint
+from golden_cases import CASES, Case, Made
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
@@ -48,7 +48,7 @@ def test_every_adapter_tensor_is_used_or_reported(made: Made) -> None:
 
 
 def test_every_adapter_tensor_is_in_one_place_after_decoding(made: Made) -> None:
-    """A decoded adapter accounts for its file: deltas, replaced, leftover and dropped, once each."""
+    """A decoded adapter accounts for its file: deltas, replaced, leftover, dropped, once each."""
     with open_adapter(made.adapter) as files:
         adapter = decode(files)
         names = [ref.name for delta in adapter.deltas for ref in delta.roles.values()]
