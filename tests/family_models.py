@@ -500,13 +500,18 @@ ENCODERS: Mapping[str, Family] = {
     ),
 }
 STATE_SPACE: Mapping[str, Family] = {
-    "mamba": Family(
-        "MambaForCausalLM", "MambaConfig", _MAMBA, ("in_proj", "x_proj", "dt_proj", "embeddings")
-    ),
+    "mamba": Family("MambaForCausalLM", "MambaConfig", _MAMBA, ("in_proj", "x_proj", "dt_proj")),
     "mamba2": Family(
         "Mamba2ForCausalLM",
         "Mamba2Config",
-        {**_PLAIN, "hidden_size": 32, "state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 2},
+        {
+            **_PLAIN,
+            "hidden_size": 32,
+            "state_size": 8,
+            "num_heads": 8,
+            "head_dim": 8,
+            "n_groups": 2,
+        },
         ("in_proj",),
     ),
     "falcon_mamba": Family(
@@ -538,7 +543,14 @@ DECODERS: Mapping[str, Family] = {
     "gpt2": Family(
         "GPT2LMHeadModel",
         "GPT2Config",
-        {**_TOKENS, "vocab_size": VOCAB, "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64},
+        {
+            **_TOKENS,
+            "vocab_size": VOCAB,
+            "n_embd": 32,
+            "n_head": 4,
+            "n_layer": 2,
+            "n_positions": 64,
+        },
         ("c_attn", "c_proj", "c_fc"),
     ),
     "gpt_neox": Family(

@@ -35,6 +35,7 @@ class Case:
     `peft_merges`: PEFT's own merge is right, tensor by tensor; elsewhere the adapted model's
     forward is the truth. `exact`: float32 arithmetic gives PEFT's bits. `trained_on`: the class it
     was trained as, where the base on disk is another one. `vocabulary`: resize to that.
+    `labels`: as many as the trained head has, where the base's config does not say.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Case:
     exact: bool = True
     trained_on: str | None = None
     vocabulary: int | None = None
+    labels: int | None = None
     dtype: torch.dtype = torch.float32
     save: Mapping[str, Any] = field(default_factory=dict)
     loads: bool = True
@@ -147,7 +149,11 @@ EXTRAS = (
     _case("saved_norm", "llama", Q_V, modules_to_save=["norm"]),
     _case("saved_norm_mixtral", "mixtral", Q_V, modules_to_save=["gate"]),
     _case("scorer", "llama", Q_V, trained_on="llama_scorer", task_type="SEQ_CLS"),
+    _case(
+        "scorer_of_three", "llama", Q_V, trained_on="llama_scorer", task_type="SEQ_CLS", labels=3
+    ),
     _case("bert_scorer", "bert_scorer", ["query"], task_type="SEQ_CLS"),
+    _case("token_classes", "bert", ["query"], trained_on="bert_tagger", task_type="TOKEN_CLS"),
     _case("blocks", "llama", [*LLAMA_LINEARS], use_bdlora=BLOCKS),
 )
 DORA = (
@@ -162,14 +168,16 @@ DORA = (
     _case("dora_phi3", "phi3", ["qkv_proj"], use_dora=True),
 )
 STACKED = (
-    *(_case(f"{model}_{name}", model, targets, target_parameters=parameters)
-    for model in ("mixtral", "mixtral_square", "qwen3_moe", "gpt_oss", "gpt_oss_square")
-    for name, targets, parameters in (
-        ("experts", [], EXPERTS),
-        ("experts_and_attention", Q_V, EXPERTS),
-        ("gate_up", [], EXPERTS[:1]),
-        ("down", Q_V, EXPERTS[1:]),
-    )),
+    *(
+        _case(f"{model}_{name}", model, targets, target_parameters=parameters)
+        for model in ("mixtral", "mixtral_square", "qwen3_moe", "gpt_oss", "gpt_oss_square")
+        for name, targets, parameters in (
+            ("experts", [], EXPERTS),
+            ("experts_and_attention", Q_V, EXPERTS),
+            ("gate_up", [], EXPERTS[:1]),
+            ("down", Q_V, EXPERTS[1:]),
+        )
+    ),
     _case(
         "llama4_experts",
         "llama4",
@@ -287,13 +295,13 @@ def save_base(model: nn.Module, where: Path) -> None:
         save_file(model.state_dict(), where / "model.safetensors")
 
 
-def load(name: str, where: Path, dtype: torch.dtype | None = None) -> nn.Module:
+def load(name: str, where: Path, dtype: torch.dtype | None = None, **more: Any) -> nn.Module:
     """The model `name` with the weights at `where`, in eval mode, in their own dtype."""
     with quietly():
         torch.manual_seed(3)
         model = MODELS[name]()
         if isinstance(model, PreTrainedModel):
-            model = type(model).from_pretrained(where, dtype=dtype or "auto")
+            model = type(model).from_pretrained(where, dtype=dtype or "auto", **more)
         else:
             tensors = load_file(where / "model.safetensors")
             model = model.to(dtype or next(iter(tensors.values())).dtype)
@@ -302,7 +310,8 @@ def load(name: str, where: Path, dtype: torch.dtype | None = None) -> nn.Module:
 
 
 def _trainee(case: Case, base: Path, dtype: torch.dtype | None = None) -> nn.Module:
-    model = load(case.trained_on or case.model, base, dtype)
+    more = {} if case.labels is None else {"num_labels": case.labels}
+    model = load(case.trained_on or case.model, base, dtype, **more)
     if case.vocabulary is not None:
         model.resize_token_embeddings(case.vocabulary)
     return model

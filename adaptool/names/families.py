@@ -58,7 +58,7 @@ _DECODERS = (
     *("olmo2", "olmo3", "olmoe", "starcoder2", "stablelm", "exaone4", "ernie4_5", "glm", "glm4"),
     *("gpt_oss", "helium", "hunyuan_v1_dense", "lfm2", "minicpm3", "nemotron", "persimmon"),
     *("seed_oss", "apertus", "arcee", "bitnet", "opt", "xglm", "falcon_h1", "internlm3"),
-    "diffllama",
+    *("diffllama", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
 )
 
 TIES: Mapping[str, TieRecord] = {

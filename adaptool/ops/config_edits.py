@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from adaptool.model.adapter import Adapter
+
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -40,3 +42,49 @@ def _current(config: Mapping[str, Any], key: str) -> object:
 def dtype_edits(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """The dtype key that the config has, where `--dtype` changes the weights'."""
     return {key: dtype for key in ("dtype", "torch_dtype") if key in config}
+
+
+_CLASSIFYING = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
+_CLASSIFIERS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
+# What class names end in before the task; the longer first.
+_TASKS = ("ForConditionalGeneration", "ForPreTraining", "ForMaskedLM", "ForCausalLM", "LMHeadModel")
+
+
+def classifier_edits(config: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]:
+    """architectures and labels, where the adapter brings a classification head.
+
+    transformers counts two labels where config.json counts none.
+    """
+    task = _CLASSIFYING.get(str(adapter.config.get("task_type")))
+    heads = [
+        item.value.shape[0]
+        for item in adapter.replaced
+        if f".{item.parameter}".endswith(tuple(f".{name}" for name in _CLASSIFIERS))
+    ]
+    if task is None or len(heads) != 1:
+        return {}
+    edits: dict[str, Any] = {}
+    names = config.get("architectures")
+    if isinstance(names, list) and len(names) == 1 and isinstance(names[0], str):
+        edits["architectures"] = [_as_classifier(names[0], task)]
+    return edits | _labels(config, heads[0])
+
+
+def _as_classifier(architecture: str, task: str) -> str:
+    for ending in (*_TASKS, "Model"):
+        if architecture.endswith(ending):
+            return architecture.removesuffix(ending) + task
+    return architecture
+
+
+def _labels(config: Mapping[str, Any], count: int) -> dict[str, Any]:
+    known = config.get("id2label")
+    if isinstance(known, Mapping):
+        if len(known) == count:
+            return {}
+        names = [f"LABEL_{place}" for place in range(count)]
+        return {
+            "id2label": {str(place): name for place, name in enumerate(names)},
+            "label2id": {name: place for place, name in enumerate(names)},
+        }
+    return {} if config.get("num_labels", 2) == count else {"num_labels": count}

@@ -14,7 +14,7 @@ from adaptool.model.adapter import Adapter
 from adaptool.model.options import MergeOptions, OutputDtype
 from adaptool.model.plan import Document, Plan
 from adaptool.ops import quantized, replication, ties
-from adaptool.ops.config_edits import dtype_edits, edited
+from adaptool.ops.config_edits import classifier_edits, dtype_edits, edited
 from adaptool.ops.contributions import Contribution, Permissions
 from adaptool.ops.drafts import Drafts, drafts_of
 from adaptool.ops.provenance import inputs_of, recorded_options
@@ -124,9 +124,15 @@ def _contribute(
     permissions = Permissions(options.skip_unmatched, options.allow_drop)
     _check_targets(part, permissions)
     contribution = Contribution(
-        place, part.adapter, part.weight, making.drafts, base.config, permissions
+        place,
+        part.adapter,
+        part.weight,
+        making.drafts,
+        config=base.config,
+        permissions=permissions,
     )
     ledger = contribution.add()
+    making.edits |= classifier_edits(base.config or {}, part.adapter)
     making.findings += ledger.findings
     dropped = [*part.adapter.dropped, *ledger.dropped, *ledger.unused]
     for name, entries in (("skipped", ledger.skipped), ("dropped", dropped)):

@@ -11,6 +11,7 @@ from adaptool.model.options import MergeOptions
 from adaptool.store.adapter_files import AdapterFiles, config_bytes
 from adaptool.store.checkpoint import Checkpoint
 from adaptool.store.digest import digest_of_bytes, fingerprint, sha256_of
+from adaptool.store.safe_names import printable
 
 
 def inputs_of(
@@ -24,7 +25,7 @@ def inputs_of(
         "config_sha256": digest_of_bytes(config) if config is not None else None,
         "shards": [
             {
-                "name": shard.file,
+                "name": printable(shard.file),
                 "bytes": shard.source.size,
                 "fingerprint": fingerprint(shard.source),
             }
@@ -38,7 +39,7 @@ def _adapter_input(files: AdapterFiles, adapter: Adapter, weight: float) -> Mapp
     config = config_bytes(files.config) if files.config is not None else None
     return {
         "role": "adapter",
-        "name": Path(files.name).resolve().name,
+        "name": printable(Path(files.name).resolve().name),
         "weight": weight,
         "bytes": files.source.size,
         "sha256": sha256_of(files.source),

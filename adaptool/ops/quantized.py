@@ -66,8 +66,8 @@ def open_up(drafts: Drafts, base: Checkpoint) -> tuple[Drafts, Opened]:
             opened.schemes = (*opened.schemes, name)
             found = quantizer.packed(base.tensors, settings)
             opened.packed |= {packed.name: packed for packed in found}
-    if not opened.schemes:
-        _refuse(config, base)
+    if not opened.packed:
+        _refuse(config, base, known=bool(opened.schemes))
     owner = {ref.name: packed for packed in opened.packed.values() for ref in packed.roles.values()}
     made: Drafts = {}
     target = _plain_dtype(base.config or {})
@@ -92,11 +92,14 @@ def _plain_dtype(config: Mapping[str, Any]) -> Dtype:
     return DTYPES["BF16"]
 
 
-def _refuse(config: Mapping[str, Any], base: Checkpoint) -> None:
+def _refuse(config: Mapping[str, Any], base: Checkpoint, *, known: bool) -> None:
     kind = config.get("quant_method", config.get("quant_algo", "unknown"))
     message = f"the base is quantized ({kind}), which is not read yet"
-    known = ", ".join(quantizer.SCHEME.title for quantizer in quantizers().values())
-    hint = f"merge into the 16-bit original; read are: {known}"
+    titles = ", ".join(quantizer.SCHEME.title for quantizer in quantizers().values())
+    hint = f"merge into the 16-bit original; read are: {titles}"
+    if known:
+        message = f"says {kind}, but no weight is stored so"
+        hint = "remove the entry if the weights are plain, or download the base again"
     raise MismatchError(message, code=Code.BASE_QUANTIZED, file=base.name, field=FIELD, hint=hint)
 
 

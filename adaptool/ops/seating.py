@@ -18,6 +18,7 @@ from adaptool.ops.drafts import Draft, Drafts
 from adaptool.store.checkpoint import Checkpoint
 from adaptool.store.documents import parse_json_object
 from adaptool.store.header import encode_header, tensor_bytes
+from adaptool.store.safe_names import is_safe
 
 STEMS = ("diffusion_pytorch_model", "model")
 
@@ -49,11 +50,17 @@ def seat(drafts: Drafts, base: Checkpoint, max_shard_size: int | None) -> Seatin
             (ref.name, ref.dtype, ref.shape) for ref in (known.tensors.values() if known else ())
         ]:
             raw = encode_header(entries, dict(known.metadata if known else metadata) or None)
-        seated = _rows(file, members, len(raw))
+        name = _file_name(file, base)
+        seated = _rows(name, members, len(raw))
         rows += seated
-        files.append(OutputFile(file, raw, len(raw) + sum(row.length for row in seated)))
+        files.append(OutputFile(name, raw, len(raw) + sum(row.length for row in seated)))
     index_file, index = _index(rows, [file.name for file in files], base)
     return Seating(tuple(rows), tuple(files), index_file, index)
+
+
+def _file_name(file: str, base: Checkpoint) -> str:
+    """The base's own name; the usual one where a lone file's is no name to hand on."""
+    return file if is_safe(file) else f"{_stem(base)}.safetensors"
 
 
 def _rows(file: str, members: Sequence[Draft], start: int) -> list[Row]:

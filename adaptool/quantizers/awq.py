@@ -100,15 +100,16 @@ def decode(parts: Parts, packed: Packed, start: int, stop: int) -> torch.Tensor:
     codes = _unpacked(parts.whole("qweight")[:, first:last])[:, within]
     zeros = _unpacked(parts.whole("qzeros")[:, first:last])[:, within]
     scales = parts.whole("scales")[:, start:stop]
-    size = packed.settings["group_size"]
-    grouped = codes.reshape(-1, size, stop - start) - zeros[:, None]
-    return (grouped * scales[:, None]).reshape(-1, stop - start).T
+    grouped = codes.reshape(len(zeros), packed.settings["group_size"], stop - start)
+    weight: torch.Tensor = (grouped - zeros[:, None]) * scales[:, None]
+    return weight.reshape(packed.columns, stop - start).T
 
 
 def _unpacked(words: torch.Tensor) -> torch.Tensor:
     """(rows, words) -> (rows, outputs), outputs in their own order."""
-    straight = unpack_across(words.contiguous(), BITS)
-    return straight.reshape(len(words), -1, CODES)[:, :, _PLACES].reshape(len(words), -1)
+    rows, count = words.shape
+    straight = unpack_across(words.contiguous(), BITS).reshape(rows, count, CODES)
+    return straight[:, :, _PLACES].reshape(rows, count * CODES)
 
 
 def skipping(config: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:

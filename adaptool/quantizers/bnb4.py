@@ -76,6 +76,7 @@ def packed(tensors: Mapping[str, TensorRef], settings: Mapping[str, Any]) -> Ite
 
     Reads the state and the table of each: some 250 bytes.
     """
+    known = {name.partition(STATE)[0] for name in tensors if STATE in name}
     for name, ref in tensors.items():
         parameter, found, _ = name.partition(STATE)
         if found:
@@ -83,14 +84,10 @@ def packed(tensors: Mapping[str, TensorRef], settings: Mapping[str, Any]) -> Ite
             yield _packed(parameter, ref, tensors)
             continue
         owner, _, part = name.rpartition(".")
-        if part in _STATE_PARTS and not _has_state(owner, tensors):
+        if part in _STATE_PARTS and owner not in known:
             refuse(ref, f"is part of a 4-bit weight, and {owner}{STATE}* is missing")
-        if ref.dtype.name == "U8" and ref.shape[1:] == (1,) and not _has_state(name, tensors):
+        if ref.dtype.name == "U8" and ref.shape[1:] == (1,) and name not in known:
             refuse(ref, f"looks like a 4-bit weight, and {name}{STATE}* is missing")
-
-
-def _has_state(parameter: str, tensors: Mapping[str, TensorRef]) -> bool:
-    return any(f"{parameter}{STATE}{kind}" in tensors for kind in FOUR_BIT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,12 +23,12 @@ def unpack_down(words: torch.Tensor, bits: int) -> torch.Tensor:
     import torch
 
     period = 3 if bits == 3 else 1
-    groups = words.reshape(-1, period, words.shape[1])
-    count = period * WORD // bits
-    unpacked = torch.empty((len(groups), count, words.shape[1]), dtype=torch.int32)
+    columns, count = words.shape[1], period * WORD // bits
+    groups = words.reshape(len(words) // period, period, columns)
+    unpacked = torch.empty((len(groups), count, columns), dtype=torch.int32)
     for place in range(count):
         unpacked[:, place] = _field(groups, place * bits, bits)
-    return unpacked.reshape(-1, words.shape[1])
+    return unpacked.reshape(len(groups) * count, columns)
 
 
 def unpack_across(words: torch.Tensor, bits: int) -> torch.Tensor:

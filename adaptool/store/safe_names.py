@@ -54,6 +54,11 @@ def check_relative(name: str, *, file: str, field: str) -> str:
     raise InputError(message, code=Code.PATH_UNSAFE, file=file, field=field, hint=hint)
 
 
+def is_safe(name: str) -> bool:
+    """Whether `check_relative` lets `name` pass."""
+    return _problem(name) is None
+
+
 def check_distinct(names: Iterable[str], *, file: str, field: str) -> None:
     """Refuse two names that are one file where case does not count (InputError)."""
     seen: dict[str, str] = {}

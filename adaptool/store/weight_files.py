@@ -103,7 +103,7 @@ def _chosen(names: list[str], suffix: str, root: Path, what: str) -> str | None:
 
 
 def _refuse_pipeline(root: Path, names: list[str]) -> NoReturn:
-    """Several models in folders of their own; what else lies at the top is a copy of one of them."""
+    """Several models in folders of their own; weights at the top are a copy of one of them."""
     inner = _folders_with_weights(root, names)
     message = f"no model here but a pipeline of several ({PIPELINE_FILE})"
     hint = "name the directory of one of its models"

@@ -108,7 +108,11 @@ def _edited(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> No
 
 def test_dropped_tensor_is_named(pair: Pair, copy: Path) -> None:
     """A model that lost a tensor is not the merge."""
-    _edited(copy, lambda tensors: tensors.pop(COPIED) and None)
+
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[COPIED]
+
+    _edited(copy, edit)
     found = different(pair, copy)
     assert list(found) == [COPIED]
     answer = ask("verify", pair.base, pair.adapter, copy)
@@ -231,7 +235,7 @@ def test_a_fresh_process_says_no_with_exit_1(pair: Pair, copy: Path) -> None:
 
 @pytest.fixture(scope="module")
 def peft_merged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pair, Path]:
-    """A tiny bfloat16 Llama, an adapter on linears and embeddings, and what PEFT merges."""
+    """A small bfloat16 Llama, an adapter on its linear layers, and what PEFT merges."""
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -239,8 +243,8 @@ def peft_merged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pair, Path]:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=512,
-        hidden_size=128,
-        intermediate_size=256,
+        hidden_size=256,
+        intermediate_size=512,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -248,15 +252,14 @@ def peft_merged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pair, Path]:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        LlamaForCausalLM(config).bfloat16().save_pretrained(home / "base", max_shard_size="300KB")
+        LlamaForCausalLM(config).bfloat16().save_pretrained(home / "base", max_shard_size="1MB")
         model = AutoModelForCausalLM.from_pretrained(home / "base", dtype=torch.bfloat16)
-        targets = ["q_proj", "v_proj", "down_proj", "embed_tokens"]
-        tuned = get_peft_model(model, LoraConfig(r=8, lora_alpha=12, target_modules=targets))
+        tuned = get_peft_model(model, LoraConfig(r=8, lora_alpha=12, target_modules="all-linear"))
         with torch.no_grad():
             for name, parameter in tuned.named_parameters():
                 if "lora_" in name:
-                    parameter.copy_(0.1 * torch.randn_like(parameter))
-        tuned.save_pretrained(home / "adapter", save_embedding_layers=False)
+                    parameter.copy_(0.02 * torch.randn_like(parameter))
+        tuned.save_pretrained(home / "adapter")
         fresh = AutoModelForCausalLM.from_pretrained(home / "base", dtype=torch.bfloat16)
         loaded: Any = PeftModel.from_pretrained(fresh, home / "adapter")
         loaded.merge_and_unload().save_pretrained(home / "merged")
@@ -264,7 +267,7 @@ def peft_merged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pair, Path]:
 
 
 def test_merge_made_by_peft_passes(peft_merged: tuple[Pair, Path]) -> None:
-    """One file, no receipt, rounded twice in places: within one step everywhere."""
+    """One file, no receipt, float32 arithmetic: within one step everywhere."""
     pair, merged = peft_merged
     assert different(pair, merged, code=0) == {}
 
@@ -276,7 +279,7 @@ def test_merge_made_by_peft_fails_where_its_bytes_differ(peft_merged: tuple[Pair
     done("merge", pair.base, pair.adapter, ours)
     expected, found = _arrays(ours), _arrays(merged)
     unlike = {name for name in expected if not np.array_equal(expected[name], found[name])}
-    assert unlike  # PEFT rounds an embedding's delta before it adds it
+    assert unlike  # float32 rounds a few of a million elements to the other side
     exact = different(pair, merged, "--exact")
     assert set(exact) == unlike
     for name, entry in exact.items():

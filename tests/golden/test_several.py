@@ -170,6 +170,28 @@ def test_family_without_a_record_is_not_untied(
     adaptool.merge(base, made.adapter, tmp_path / "out", tie="keep")
 
 
+@pytest.mark.parametrize(
+    ("name", "architecture", "labels"),
+    [
+        ("scorer_of_three", "LlamaForSequenceClassification", 3),
+        ("token_classes", "BertForTokenClassification", None),
+        ("plain", "LlamaForCausalLM", None),
+    ],
+)
+def test_new_classification_head_is_in_the_config(
+    name: str,
+    architecture: str,
+    labels: int | None,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """The architecture is the classifier's, and the labels are counted where they are not two."""
+    made = golden_cases.make(BY_NAME[name], tmp_path_factory.getbasetemp())
+    adaptool.merge(made.base, made.adapter, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["architectures"], config.get("num_labels")) == ([architecture], labels)
+
+
 def test_headless_model_gets_no_head(tmp_path: Path) -> None:
     """A bare encoder has no head that its embedding could be tied to."""
     with quietly():

@@ -19,7 +19,7 @@ from torch import nn
 from transformers.models.auto import modeling_auto
 
 import adaptool
-from adaptool.names.families import TIES
+from adaptool.names.families import TIES, TieRecord
 from golden_cases import quietly, tensors_of, train
 
 # Under whatever name a config has it.
@@ -73,7 +73,55 @@ OTHER_SIZES: Mapping[str, Mapping[str, Any]] = {
     "nllb-moe": {"num_experts": 3},
     "whisper": {"num_mel_bins": 8, "max_source_positions": 8, "max_target_positions": 64},
 }
+TEXT = {**SIZES, "tie_word_embeddings": True}
+ROTARY = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+QWEN_TEXT = {**TEXT, "rope_parameters": ROTARY}
+SIGHT = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+QWEN_SIGHT = {
+    "depth": 1,
+    "hidden_size": 16,
+    "out_hidden_size": 32,
+    "intermediate_size": 24,
+    "num_heads": 2,
+    "patch_size": 4,
+}
+# Models that see: two configs in one. Those without a record of their own have their language
+# model's.
+SEEING: Mapping[str, Mapping[str, Any]] = {
+    "qwen2_vl": {
+        "text_config": QWEN_TEXT,
+        "vision_config": {**QWEN_SIGHT, "embed_dim": 16, "hidden_size": 32},
+    },
+    "qwen2_5_vl": {"text_config": QWEN_TEXT, "vision_config": QWEN_SIGHT},
+    "qwen3_vl": {
+        "text_config": QWEN_TEXT,
+        "vision_config": {
+            **QWEN_SIGHT,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
+        },
+    },
+    "gemma3": {"text_config": TEXT, "vision_config": SIGHT, "mm_tokens_per_image": 4},
+    "paligemma": {
+        "text_config": {**TEXT, "model_type": "gemma"},
+        "vision_config": {**SIGHT, "model_type": "siglip_vision_model", "projection_dim": 32},
+    },
+    "smolvlm": {"text_config": {**TEXT, "model_type": "llama"}, "vision_config": SIGHT},
+    "internvl": {
+        "text_config": {**TEXT, "model_type": "qwen2"},
+        "vision_config": {**SIGHT, "image_size": [8, 8], "patch_size": [4, 4]},
+    },
+}
+LANGUAGE = {"gemma3": "gemma3_text", "paligemma": "gemma", "smolvlm": "llama", "internvl": "qwen2"}
 AUTO = (
+    modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -86,12 +134,20 @@ def _class(kind: str) -> Any:
     return getattr(transformers, names if isinstance(names, str) else names[0])
 
 
-def _tiny(kind: str) -> nn.Module:
-    record = TIES[kind]
-    sizes = ENCODER_DECODER if record.also or kind == "whisper" else SIZES
+def _record(kind: str) -> TieRecord:
+    return TIES[LANGUAGE.get(kind, kind)]
+
+
+def _sizes(kind: str) -> dict[str, Any]:
+    if kind in SEEING:
+        return {"tie_word_embeddings": True, **SEEING[kind]}
+    sizes = ENCODER_DECODER if _record(kind).also or kind == "whisper" else SIZES
     wanted = {**sizes, **OTHER_SIZES.get(kind, {})}
-    given = {key: value for key, value in wanted.items() if value is not None}
-    config = transformers.AutoConfig.for_model(kind, **given)
+    return {key: value for key, value in wanted.items() if value is not None}
+
+
+def _tiny(kind: str) -> nn.Module:
+    config = transformers.AutoConfig.for_model(kind, **_sizes(kind))
     torch.manual_seed(0)
     model = _class(kind)(config)
     assert sum(parameter.numel() for parameter in model.parameters()) < 2_000_000
@@ -119,7 +175,7 @@ def _targets(kind: str, side: str) -> str:
 
     Where the two stacks have embeddings of their own, the shared one is only where they start from.
     """
-    record = TIES[kind]
+    record = _record(kind)
     if side == "head":
         name = "lm_head" if kind == "gpt_neox" else record.head.removesuffix(".weight")
     else:
@@ -128,7 +184,7 @@ def _targets(kind: str, side: str) -> str:
 
 
 @pytest.mark.parametrize("side", ["head", "embedding"])
-@pytest.mark.parametrize("kind", sorted(TIES))
+@pytest.mark.parametrize("kind", sorted({*TIES, *SEEING}))
 def test_untied_family_answers_as_the_adapted_model(kind: str, side: str, tmp_path: Path) -> None:
     """One side's delta moves that side only, and transformers loads both."""
     base, adapter, out = tmp_path / "base", tmp_path / "adapter", tmp_path / "out"
@@ -147,4 +203,4 @@ def test_untied_family_answers_as_the_adapted_model(kind: str, side: str, tmp_pa
     torch.testing.assert_close(_answer(merged), truth, rtol=1e-5, atol=2e-5)
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
     assert "tied-weights" in [str(finding.code) for finding in result.findings]
-    assert TIES[kind].head in tensors_of(out)
+    assert _record(kind).head in tensors_of(out)
