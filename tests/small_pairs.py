@@ -222,9 +222,7 @@ def _dora_columns() -> Drawn:
         "n_layer": LAYERS,
         "vocab_size": VOCAB,
     }
-    adapted = config_of(
-        use_dora=True, fan_in_fan_out=True, target_modules=["c_attn", "mlp.c_proj"]
-    )
+    adapted = config_of(use_dora=True, fan_in_fan_out=True, target_modules=["c_attn", "mlp.c_proj"])
     return Drawn(base, config, factors | _magnitudes(factors), adapted)
 
 
@@ -249,9 +247,7 @@ def _experts() -> Drawn:
         "num_local_experts": EXPERTS,
     }
     parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-    return Drawn(
-        base, config, adapter, config_of(target_modules=[], target_parameters=parameters)
-    )
+    return Drawn(base, config, adapter, config_of(target_modules=[], target_parameters=parameters))
 
 
 def _saved() -> Drawn:

@@ -47,6 +47,8 @@ class FactorStore:
         return {role: self._factor(ref) for role, ref in delta.roles.items()}
 
     def _factor(self, ref: TensorRef) -> torch.Tensor:
+        import torch
+
         key = (id(ref.source), ref.offset)
         with self._lock:
             found = self._kept.get(key)
@@ -56,6 +58,8 @@ class FactorStore:
         loaded = load(ref)
         _check_finite(ref, loaded)
         factor = loaded.to(device=self._arithmetic.device, dtype=self._arithmetic.dtype)
+        if factor.is_cuda:
+            torch.cuda.current_stream(factor.device).synchronize()  # others use other streams
         self._keep(key, factor)
         return factor
 

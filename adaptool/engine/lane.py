@@ -68,6 +68,8 @@ class Lane:
         """On this lane's stream, without gradients; what the device refuses is a ResourceError."""
         import torch
 
+        # torch before 2.8 has no error of its own for this.
+        failures = getattr(torch, "AcceleratorError", torch.cuda.CudaError)
         try:
             with torch.inference_mode(), torch.cuda.stream(self._stream):
                 yield
@@ -76,7 +78,7 @@ class Lane:
             message = f"{self._arithmetic.device} has no memory left for a tile"
             hint = "another process may hold it; --device cpu needs 350 MB of main memory"
             raise ResourceError(message, code=Code.OUT_OF_MEMORY, hint=hint) from None
-        except torch.AcceleratorError as error:
+        except failures as error:
             message = f"{self._arithmetic.device} failed: {str(error).splitlines()[0]}"
             hint = "re-run the same command to resume, or use --device cpu"
             raise ResourceError(message, code=Code.DEVICE_FAILED, hint=hint) from None
@@ -107,6 +109,7 @@ class Lane:
         """`shape` values of `ref` from element `first` on, in the arithmetic's dtype."""
         size = ref.dtype.bits // 8
         count = shape[0] * shape[1]
+        self._settled()  # what was read before may still be on its way to the device
         raw = self._read[: count * size]
         if count:
             ref.source.read_into(ref.offset + first * size, raw.numpy().data)

@@ -146,11 +146,13 @@ class _Workers:
 
         fits, factors, _ = cast("tuple[Arithmetic, FactorStore, Sampling]", self._fits)
         made = []
+        held = []  # until the device is done with them: what is let go of earlier is reused
         with lane.computing():
             for piece in row.pieces:
                 tuner = tuners()[piece.delta.tuner]
+                held.append(factors.factors(piece.delta))
                 update = tuner.prepare(
-                    factors.factors(piece.delta),
+                    held[-1],
                     piece.delta.terms,
                     piece.view,
                     piece.weight,

@@ -24,12 +24,14 @@ class Scheme:
     """What is true of a storage scheme.
 
     `title` for people; `library` decodes it in the tests; `skip_list` is the key of
-    `quantization_config` that names modules left in 16 bit (None: the scheme has none).
+    `quantization_config` that names modules left in 16 bit (None: the scheme has none). `caution`:
+    which loader does not honour that list.
     """
 
     title: str
     library: str
     skip_list: str | None
+    caution: str = ""
 
 
 @dataclass(frozen=True, slots=True)

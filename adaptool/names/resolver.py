@@ -34,6 +34,8 @@ PREFIXES = (
     "_orig_mod.",
     "model.model.",
 )
+# Where a multimodal model keeps its text model, whose own tensors begin with `model.`.
+TEXT_MODELS = ("model.language_model.", "model.text_model.")
 SIBLINGS = ("in_proj_weight",)
 _EXPERT = re.compile(r"(.*\.)?experts\.(\d+)\.([^.]+)\.weight")
 
@@ -241,3 +243,8 @@ def _prefixed(parameter: str) -> Iterator[str]:
         if parameter.startswith(prefix):
             yield parameter.removeprefix(prefix)
         yield prefix + parameter
+    for prefix in TEXT_MODELS:
+        if parameter.startswith(prefix):
+            yield "model." + parameter.removeprefix(prefix)
+        elif parameter.startswith("model."):
+            yield prefix + parameter.removeprefix("model.")

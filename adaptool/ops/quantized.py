@@ -24,6 +24,7 @@ from adaptool.quantizers.decoding import plain
 from adaptool.store.checkpoint import Checkpoint
 
 FIELD = "quantization_config"
+HEADS = frozenset({"lm_head", "score", "classifier", "embed_out", "proj_out", "qa_outputs"})
 _EXPERT = re.compile(r"(.*\bexperts)\.\d+\..+")
 
 
@@ -142,14 +143,32 @@ def _touched(drafts: Drafts, opened: Opened, config: Mapping[str, Any]) -> tuple
         else:
             made[name] = draft
     modules = sorted(name.removesuffix(".weight") for name in plain_names)
-    schemes = {opened.packed[name].scheme for name in plain_names}
+    schemes = sorted({opened.packed[name].scheme for name in plain_names})
     changed = dict(config)
-    for scheme in sorted(schemes):
-        changed = quantizers()[scheme].skipping(changed, modules)
+    for scheme in schemes:
+        changed = quantizers()[scheme].skipping(
+            changed, [*_plain_already(drafts, opened), *modules]
+        )
     message = f"{len(modules)} of {len(opened.packed)} quantized modules are written in 16 bit"
-    note = Finding(Code.BASE_QUANTIZED, Severity.NOTE, message, field=FIELD)
+    notes = [Finding(Code.BASE_QUANTIZED, Severity.NOTE, message, field=FIELD)]
+    notes += [
+        Finding(Code.BASE_QUANTIZED, Severity.WARNING, caution, field=FIELD)
+        for scheme in schemes
+        if (caution := quantizers()[scheme].SCHEME.caution)
+    ]
     decision = {"mode": "touched", "schemes": list(opened.schemes), "modules": modules}
-    return made, Closed(changed, (note,), decision)
+    return made, Closed(changed, tuple(notes), decision)
+
+
+def _plain_already(drafts: Drafts, opened: Opened) -> list[str]:
+    """Heads that the base never quantized: a skip list replaces what loaders skip by themselves."""
+    return [
+        module
+        for name, draft in drafts.items()
+        if name.endswith(".weight") and name not in opened.packed and len(draft.shape) == 2
+        for module in [name.removesuffix(".weight")]
+        if module.rpartition(".")[2] in HEADS
+    ]
 
 
 def _in_base_order(drafts: Drafts, opened: Opened, base: Checkpoint) -> Drafts:

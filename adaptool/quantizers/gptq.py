@@ -43,7 +43,12 @@ if TYPE_CHECKING:
     import torch
 
 DYNAMIC = "dynamic"
-SCHEME = Scheme(title="GPTQ", library="gptqmodel", skip_list=DYNAMIC)
+SCHEME = Scheme(
+    title="GPTQ",
+    library="gptqmodel",
+    skip_list=DYNAMIC,
+    caution="GPTQModel and vLLM honour the skip rules; transformers with optimum does not",
+)
 WIDTHS = (2, 3, 4, 8)
 FORMATS = ("gptq", "gptq_v2")
 

@@ -367,9 +367,7 @@ def test_bad_output_is_refused(bad: BadOutput, scene: Scene, tmp_path: Path) -> 
     assert (everything(tmp_path / "inputs"), everything(scene.out)) == before
 
 
-@pytest.mark.parametrize(
-    "bad", [pytest.param(bad, id=bad.row) for bad in OUTPUTS if not bad.exit]
-)
+@pytest.mark.parametrize("bad", [pytest.param(bad, id=bad.row) for bad in OUTPUTS if not bad.exit])
 def test_odd_output_is_handled(bad: BadOutput, scene: Scene, tmp_path: Path) -> None:
     """Rows F that a merge copes with: the same bytes as anywhere, and nothing beside OUT."""
     bad.arrange(scene)
@@ -402,3 +400,18 @@ def test_every_row_is_there() -> None:
     there = {bad.row.partition("-")[0] for bad in every} | ELSEWHERE | {"B7", "B8", "B9"}
     sizes = {"A": 43, "B": 10, "C": 34, "D": 23, "E": 12, "F": 24}
     assert there == {f"{name}{n}" for name, size in sizes.items() for n in range(1, size + 1)}
+
+
+def test_directories_with_names_that_are_no_text(tmp_path: Path) -> None:
+    """B10 for whole artifacts: not UTF-8, a line end, an escape; they work and are shown escaped."""
+    pair = write("lora", tmp_path)
+    base = pair.base.rename(tmp_path / os.fsdecode(b"ba\xff\nse"))
+    adapter = pair.adapter.rename(tmp_path / os.fsdecode(b"ad\xff\x1b[31m"))
+    out = tmp_path / os.fsdecode(b"o\xff\rut")
+    merged = done("merge", base, adapter, out)
+    assert r"o\udcff\rut (" in merged.out
+    assert done("verify", base, adapter, out, "--exact").out == "ok: 21 tensors checked\n"
+    assert r"ad\udcff\x1b[31m" in (out / "adaptool.json").read_text().replace("\\\\", "\\")
+    refused = ask("merge", base, adapter, out)
+    assert refused.code == 5
+    assert r"o\udcff\rut" in refused.err

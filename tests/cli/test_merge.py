@@ -77,7 +77,9 @@ def test_new_shards_load_and_answer_the_same(merged: Path, tmp_path: Path) -> No
     assert index["metadata"]["total_size"] == sum(sizes.values())
     assert max(sizes.values()) <= 50_000
     count = len(sizes)
-    assert sorted(sizes) == [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+    assert sorted(sizes) == [
+        f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)
+    ]
     assert {path.name for path in out.glob("*.safetensors")} == set(sizes)
     assert torch.equal(logits(out), logits(merged))
 

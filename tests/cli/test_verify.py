@@ -215,9 +215,7 @@ def test_what_cannot_be_read_is_no_difference(pair: Pair, copy: Path, tmp_path: 
         ('{"command": "merge", "options": {"weights": ["one"]}}', "receipt-invalid"),
     ],
 )
-def test_receipt_that_is_no_merges_is_refused(
-    text: str, code: str, pair: Pair, copy: Path
-) -> None:
+def test_receipt_that_is_no_merges_is_refused(text: str, code: str, pair: Pair, copy: Path) -> None:
     """Exit 3, naming the receipt: its options would decide what is right."""
     (copy / "adaptool.json").write_text(text)
     error = refused(3, "verify", pair.base, pair.adapter, copy)

@@ -52,6 +52,20 @@ COMPARED = (
 ALL_LINEAR_REFUSED = {"mamba", "mamba2", "falcon_mamba", "wav2vec2"}
 # The vision tower as transformers 4 saved it, and as most checkpoints still have it.
 TOWER = ("vision_tower.", "vision_tower.vision_model.")
+# Multimodal models and the class of their text model alone.
+TEXT_ONLY = {
+    "llava": "LlamaForCausalLM",
+    "llava_next": "MistralForCausalLM",
+    "llava_onevision": "Qwen2ForCausalLM",
+    "qwen3_vl": "Qwen3ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+    "paligemma": "GemmaForCausalLM",
+    "mllama": "MllamaForCausalLM",
+    "llama4": "Llama4ForCausalLM",
+    "mistral3": "MistralForCausalLM",
+    "idefics3": "LlamaForCausalLM",
+    "internvl": "Qwen2ForCausalLM",
+}
 OLD_TOWERS = ("gemma3", "llava", "llava_next", "llava_onevision", "paligemma")
 
 
@@ -222,6 +236,63 @@ def test_vision_tower_of_transformers_4_takes_adapters_of_both(name: str, tmp_pa
     _check_nothing_left(base, _adapter(tmp_path / "four", model, target_modules=linears(model)))
     recent = _base(tmp_path / "recent", _shapes(name), _fixture(name)["config"])
     _check_nothing_left(recent, tmp_path / "four")
+    state = {key: value.shape for key, value in build(FAMILIES[name]).state_dict().items()}
+    late = tree({key.replace(new, old): shape for key, shape in state.items()})
+    _adapter(tmp_path / "late", late, target_modules=linears(late))  # transformers 4.52 to 4.57
+    _check_nothing_left(base, tmp_path / "late")
+    _check_nothing_left(recent, tmp_path / "late")
+
+
+def _text_model(name: str) -> nn.Module:
+    kind: Any = getattr(transformers, TEXT_ONLY[name])
+    settings = {**config_of(FAMILIES[name]).get_text_config().to_dict(), "architectures": None}
+    model: nn.Module = kind(kind.config_class(**settings))
+    return model
+
+
+@pytest.mark.parametrize("name", TEXT_ONLY)
+def test_adapter_of_the_text_model_fits_the_multimodal_one(
+    name: str, base: Path, tmp_path: Path
+) -> None:
+    """Trained on the text alone, merged into the model that sees as well."""
+    model = _text_model(name)
+    _check_nothing_left(base, _adapter(tmp_path / "adapter", model, target_modules=["q_proj"]))
+
+
+@pytest.mark.parametrize("name", TEXT_ONLY)
+def test_text_part_of_a_multimodal_adapter_fits_the_text_model(name: str, tmp_path: Path) -> None:
+    """The other way round: what was trained of the text model has its place in it."""
+    with quietly():
+        _text_model(name).save_pretrained(tmp_path / "base")
+    model = build(FAMILIES[name])
+    targets = [path for path in linears(model) if "language_model" in path or "text_model" in path]
+    _check_nothing_left(
+        tmp_path / "base", _adapter(tmp_path / "adapter", model, target_modules=targets)
+    )
+
+
+@pytest.mark.parametrize("name", _others_slow(FAMILIES))
+def test_adapter_with_old_names_fits_a_checkpoint_with_module_names(
+    name: str, tmp_path: Path
+) -> None:
+    """A base written without transformers' saving code, as its modules are named now."""
+    shapes = {key: list(value.shape) for key, value in build(FAMILIES[name]).state_dict().items()}
+    base = _base(tmp_path / "base", shapes, _fixture(name)["config"])
+    model = tree(_shapes(name), conv1d=name == "gpt2")
+    _check_nothing_left(base, _adapter(tmp_path / "adapter", model, target_modules=linears(model)))
+
+
+@pytest.mark.parametrize("name", ["granitemoe", "granitemoeshared"])
+def test_stack_named_as_transformers_4_did_is_used_whole(
+    name: str, base: Path, tmp_path: Path
+) -> None:
+    """Granite's experts were modules with one stacked weight."""
+    stacks = [f"block_sparse_moe.{side}_linear.weight" for side in ("input", "output")]
+    model = tree(_shapes(name))
+    adapter = _adapter(tmp_path / "adapter", model, target_modules=[], target_parameters=stacks)
+    plan = _check_nothing_left(base, adapter)
+    touched = {row.name.partition("layers.0.")[2] for row in plan.rows if row.pieces}
+    assert touched - {""} == set(stacks)
 
 
 @pytest.mark.parametrize("name", _others_slow(FAMILIES))

@@ -76,9 +76,7 @@ class Job:
                 parts.append(Part(opened, decode(opened), weight))
             plan = plan_merge(base, parts, options)
             machine = Machine("cpu", threads)
-            write_model(
-                plan, out, "merge", machine, checksum=True, tile_elements=tile_elements
-            )
+            write_model(plan, out, "merge", machine, checksum=True, tile_elements=tile_elements)
         return files(out)
 
 
