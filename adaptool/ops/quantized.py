@@ -176,7 +176,9 @@ def _in_base_order(drafts: Drafts, opened: Opened, base: Checkpoint) -> Drafts:
     places = {name: place for place, name in enumerate(base.tensors)}
 
     def place(name: str) -> int:
-        parts = [draft.name for draft in opened.stored.get(name, ())]
+        stored = opened.stored.get(name, ())
+        restored = drafts[name] in stored
+        parts = [] if restored else [draft.name for draft in stored]
         known = [places[part] for part in (name, *parts) if part in places]
         return min(known, default=len(places))
 

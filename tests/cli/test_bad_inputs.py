@@ -390,7 +390,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 
 # Where the others are: F17 and F18 in tests/faults/test_merge_signals.py, F19 in test_errors.py,
-# F20 and F21 in tests/gpu, F24 in tests/laws/test_bytes.py. F22 would need a flag that is not there.
+# F20 and F21 in tests/gpu, F24 in tests/laws/test_bytes.py. F22 would need another flag.
 ELSEWHERE = {"F17", "F18", "F19", "F20", "F21", "F22", "F24"}
 
 
@@ -403,7 +403,7 @@ def test_every_row_is_there() -> None:
 
 
 def test_directories_with_names_that_are_no_text(tmp_path: Path) -> None:
-    """B10 for whole artifacts: not UTF-8, a line end, an escape; they work and are shown escaped."""
+    """B10 for whole artifacts: not UTF-8, a line end, an escape; they work, shown escaped."""
     pair = write("lora", tmp_path)
     base = pair.base.rename(tmp_path / os.fsdecode(b"ba\xff\nse"))
     adapter = pair.adapter.rename(tmp_path / os.fsdecode(b"ad\xff\x1b[31m"))

@@ -71,7 +71,7 @@ def test_new_shards_load_and_answer_the_same(merged: Path, tmp_path: Path) -> No
     out = tmp_path / "out"
     done("merge", BASE, ADAPTER, out, "--max-shard-size", "50KB")
     index = json.loads((out / "model.safetensors.index.json").read_text())
-    sizes = {name: 0 for name in index["weight_map"].values()}
+    sizes = dict.fromkeys(index["weight_map"].values(), 0)
     for name, tensor in tensors_of(out).items():
         sizes[index["weight_map"][name]] += tensor.nbytes
     assert index["metadata"]["total_size"] == sum(sizes.values())

@@ -7,6 +7,7 @@ they were, and a second run ends with the bytes of an undisturbed one and leaves
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,9 @@ class Scenario:
         disk.bury()
 
 
+Make = Callable[[bool, int], Scenario]
+
+
 def names(home: Path) -> set[str]:
     return {path.name for path in home.iterdir()}
 
@@ -126,9 +130,11 @@ def outputs(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return old, found
 
 
-def scenario(pair: Pair, outputs: tuple[Path, Tree], *, overwrite: bool, threads: int) -> Scenario:
+@pytest.fixture(scope="module")
+def scenario(pair: Pair, outputs: tuple[Path, Tree]) -> Make:
+    """From whether an old output is replaced, and the number of threads."""
     old, new = outputs
-    return Scenario(pair, old if overwrite else None, new, threads)
+    return lambda overwrite, threads: Scenario(pair, old if overwrite else None, new, threads)
 
 
 def campaign(each: Scenario, fault: Fault, tmp_path: Path, *, step: int = 1) -> None:
@@ -158,11 +164,9 @@ workers = pytest.mark.parametrize("threads", [1, 2], ids=["one thread", "two thr
 
 
 @states
-def test_a_kill_leaves_out_whole(
-    overwrite: bool, pair: Pair, outputs: tuple[Path, Tree], tmp_path: Path
-) -> None:
+def test_a_kill_leaves_out_whole(overwrite: bool, scenario: Make, tmp_path: Path) -> None:
     """Absent, old or new; the next run takes up what is staged. The slow test strikes them all."""
-    each = scenario(pair, outputs, overwrite=overwrite, threads=2)
+    each = scenario(overwrite, 2)
     campaign(each, Fault.KILL, tmp_path, step=3)
 
 
@@ -173,12 +177,11 @@ def test_a_fault_leaves_out_whole(
     fault: Fault,
     overwrite: bool,
     threads: int,
-    pair: Pair,
-    outputs: tuple[Path, Tree],
+    scenario: Make,
     tmp_path: Path,
 ) -> None:
     """A sample of the operations; all of them in the slow test below."""
-    each = scenario(pair, outputs, overwrite=overwrite, threads=threads)
+    each = scenario(overwrite, threads)
     campaign(each, fault, tmp_path, step=29)
 
 
@@ -193,22 +196,19 @@ def test_a_fault_at_any_operation_leaves_out_whole(
     threads: int,
     fault: Fault,
     overwrite: bool,
-    pair: Pair,
-    outputs: tuple[Path, Tree],
+    scenario: Make,
     tmp_path: Path,
 ) -> None:
     """Every operation of the merge fails once in every way."""
-    each = scenario(pair, outputs, overwrite=overwrite, threads=threads)
+    each = scenario(overwrite, threads)
     campaign(each, fault, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [20, 60, 75])
-def test_a_kill_while_taking_up_a_killed_run(
-    first: int, pair: Pair, outputs: tuple[Path, Tree], tmp_path: Path
-) -> None:
+def test_a_kill_while_taking_up_a_killed_run(first: int, scenario: Make, tmp_path: Path) -> None:
     """A resumed run may be killed as well, at any operation."""
-    each = scenario(pair, outputs, overwrite=True, threads=1)
+    each = scenario(True, 1)
     count = each.operations(tmp_path / "counted")
     for number in range(count):
         home = tmp_path / str(number)
@@ -222,11 +222,9 @@ def test_a_kill_while_taking_up_a_killed_run(
         shutil.rmtree(home)
 
 
-def test_the_campaign_sees_a_torn_output(
-    pair: Pair, outputs: tuple[Path, Tree], tmp_path: Path
-) -> None:
+def test_the_campaign_sees_a_torn_output(scenario: Make, tmp_path: Path) -> None:
     """Control: an fsync that does nothing publishes zeros at a power cut, and that is found."""
-    each = scenario(pair, outputs, overwrite=True, threads=1)
+    each = scenario(True, 1)
     count = each.operations(tmp_path / "counted")
     torn = 0
     for number in range(0, count, 4):
@@ -241,11 +239,9 @@ def test_the_campaign_sees_a_torn_output(
     assert torn
 
 
-def test_full_disk_keeps_what_is_staged_and_says_so(
-    pair: Pair, outputs: tuple[Path, Tree], tmp_path: Path
-) -> None:
+def test_full_disk_keeps_what_is_staged_and_says_so(scenario: Make, tmp_path: Path) -> None:
     """F5: exit 5 names the output and how to go on; the next run does."""
-    each = scenario(pair, outputs, overwrite=False, threads=1)
+    each = scenario(False, 1)
     half = each.operations(tmp_path / "counted") // 2
     home = tmp_path / "home"
     each.prepare(home)

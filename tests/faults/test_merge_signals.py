@@ -119,7 +119,7 @@ def test_merge_that_is_stopped_can_be_taken_up(
 def test_signal_from_outside(
     number: signal.Signals, pair: Pair, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """Another process sends it, as soon as the staging directory is seen: torch is not there yet."""
+    """Another process sends it as soon as there is a journal, while torch is imported."""
     arguments = ["merge", str(pair.base), str(pair.adapter), str(tmp_path / "out")]
     process = subprocess.Popen(
         [sys.executable, "-m", "adaptool", *arguments],

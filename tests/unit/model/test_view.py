@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,7 +41,7 @@ def test_pieces_of_tiles_make_up_the_span(span: Span, cuts: list[int]) -> None:
     edges = sorted({0, 300, *cuts})
     found = [
         place
-        for start, stop in zip(edges, edges[1:], strict=False)
+        for start, stop in itertools.pairwise(edges)
         for _, own in span.pieces(start, stop)
         for place in range(span.count)[own]
     ]
