@@ -109,6 +109,7 @@ class Code(StrEnum):
     TIED_WEIGHTS = "tied-weights"
     TIE_RUNTIME = "tie-runtime"
     BASE_QUANTIZED = "base-quantized"
+    QLORA_BASE = "qlora-base"
     VOCAB_RESIZED = "vocab-resized"
     WEIGHT_NEEDS_ONE = "weight-needs-one"
     PEFT_QUIRK = "peft-quirk"

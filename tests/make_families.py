@@ -40,7 +40,7 @@ def fixture(name: str) -> dict[str, Any]:
         return _of_transformers(FAMILIES[name])
     component = COMPONENTS[name]
     return {
-        "source": f"diffusers, read from src/diffusers/{component.source}",
+        "source": f"written by hand after diffusers, src/diffusers/{component.source}",
         "config": {"_class_name": component.kind, **component.config},
         "tensors": {key: ["BF16", list(shape)] for key, shape in component.shapes.items()},
     }

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import click
 
 from adaptool.cli import values
-from adaptool.model.options import ExpertPacking, OutputDtype, Precision, Quantized, Tie
+from adaptool.model.options import ExpertPacking, OutputDtype, Precision, QloraBase, Quantized, Tie
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-Choices = type[ExpertPacking | OutputDtype | Precision | Quantized | Tie]
+Choices = type[ExpertPacking | OutputDtype | Precision | QloraBase | Quantized | Tie]
 
 _JSON = "adaptool.json"
 _QUIET = "adaptool.quiet"
@@ -171,6 +171,7 @@ def arithmetic(*, receipt: bool) -> Callable[[F], F]:
         chosen("--tie", Tie, "An adapter on one side of tied weights."),
         chosen("--quantized", Quantized, "What to write of a quantized base: 16 bit, or not all."),
         chosen("--expert-packing", ExpertPacking, "Columns of lora_B where experts are stacked."),
+        chosen("--qlora-base", QloraBase, "The weights that the adapter was trained on."),
         init_adapter,
         skip,
         allow_drop,

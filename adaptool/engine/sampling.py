@@ -7,6 +7,7 @@ figures depend on nothing but the inputs.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,10 +61,15 @@ class Sampling:
         keys = sorted(self._samples, key=lambda key: (order[key[0]], key[1]))
         samples = [self._samples[key] for key in keys]
         elements = sum(sample.elements for sample in samples)
+        errors = {row.name: getattr(row.source.source, "mean_square_error", None) for row in rows}
+        error = sum(
+            (errors[name] or 0.0) * self._samples[name, index].elements for name, index in keys
+        )
         delta = sum(sample.delta_by_delta for sample in samples)
         return MergeStats(
             changed_fraction=_rounded(sum(sample.changed for sample in samples), elements),
             retained=_rounded(abs(sum(sample.stored_by_delta for sample in samples)), delta),
+            quantization_ratio=_rounded(math.sqrt(error), math.sqrt(delta)) if error else None,
         )
 
 

@@ -46,6 +46,13 @@ class ExpertPacking(StrEnum):
     UNSLOTH = "unsloth"
 
 
+class QloraBase(StrEnum):
+    """Which weights an adapter was trained on: the 16-bit ones, or what nf4 makes of them."""
+
+    ORIGINAL = "original"
+    DEQUANTIZED = "dequantized"
+
+
 class Quantized(StrEnum):
     """What to write of a quantized base."""
 
@@ -91,6 +98,7 @@ class MergeOptions:
     max_shard_size: int | None = None
     tie: Tie = Tie.UNTIE
     quantized: Quantized = Quantized.ALL
+    qlora_base: QloraBase = QloraBase.ORIGINAL
     expert_packing: ExpertPacking = ExpertPacking.PEFT
     skip_unmatched: bool = False
     allow_drop: tuple[str, ...] = ()

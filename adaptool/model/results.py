@@ -19,14 +19,19 @@ class MergeStats:
 
     `changed_fraction`: share of elements whose bytes differ from the base's.
     `retained`: |stored delta . delta| / |delta|^2. Both None where nothing was sampled.
+    `quantization_ratio`: |quantization error| / |delta| where the base went through nf4 and back.
     """
 
     changed_fraction: float | None
     retained: float | None
+    quantization_ratio: float | None = None
 
     def as_json(self) -> dict[str, float | None]:
         """The object under `stats`."""
-        return {"changed_fraction": self.changed_fraction, "retained": self.retained}
+        body = {"changed_fraction": self.changed_fraction, "retained": self.retained}
+        if self.quantization_ratio is not None:
+            body["quantization_ratio"] = self.quantization_ratio
+        return body
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from adaptool.errors import InputError, MismatchError
 from adaptool.findings import Code, Finding
 from adaptool.layouts.peft_review import absent_targets
 from adaptool.model.adapter import Adapter
-from adaptool.model.options import MergeOptions, OutputDtype
+from adaptool.model.options import MergeOptions, OutputDtype, QloraBase
 from adaptool.model.plan import Document, Plan
-from adaptool.ops import quantized, replication, ties
+from adaptool.ops import qlora, quantized, replication, ties
 from adaptool.ops.config_edits import classifier_edits, dtype_edits, edited
 from adaptool.ops.contributions import Contribution, Permissions
 from adaptool.ops.drafts import Drafts, drafts_of
@@ -58,8 +58,15 @@ def plan_merge(base: Checkpoint, parts: Sequence[Part], options: MergeOptions) -
     making = _Making(drafts)
     making.findings += base.findings
     active = [(place, part) for place, part in enumerate(parts) if part.weight != 0.0]
+    dequantized = options.qlora_base is QloraBase.DEQUANTIZED
+    if dequantized:
+        count = qlora.on_trained_weights(making.drafts, quantized=bool(opened.packed))
+        making.decisions["qlora_base"] = {"mode": "dequantized", "weights": count}
     for part in parts:
         making.findings += part.adapter.findings
+        making.findings += qlora.notes(
+            part.adapter, quantized=bool(opened.packed), dequantized=dequantized
+        )
     _replicate(making, base, active)
     pair = ties.tied_pair(making.drafts, base.config)
     if pair is not None:

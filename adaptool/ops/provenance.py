@@ -57,6 +57,7 @@ def recorded_options(weights: Sequence[float], options: MergeOptions) -> dict[st
         "max_shard_size": options.max_shard_size,
         "tie": str(options.tie),
         "quantized": str(options.quantized),
+        "qlora_base": str(options.qlora_base),
         "expert_packing": str(options.expert_packing),
         "skip_unmatched": options.skip_unmatched,
         "allow_drop": list(options.allow_drop),

@@ -12,6 +12,7 @@ from adaptool.model.options import (
     MergeOptions,
     OutputDtype,
     Precision,
+    QloraBase,
     Quantized,
     Tie,
 )
@@ -35,6 +36,7 @@ def options_of(receipt: Mapping[str, Any], file: str) -> tuple[list[float], Merg
             max_shard_size=recorded["max_shard_size"],
             tie=Tie(recorded["tie"]),
             quantized=Quantized(recorded.get("quantized", "all")),
+            qlora_base=QloraBase(recorded.get("qlora_base", "original")),
             expert_packing=ExpertPacking(recorded.get("expert_packing", "peft")),
             skip_unmatched=bool(recorded["skip_unmatched"]),
             allow_drop=tuple(recorded["allow_drop"]),

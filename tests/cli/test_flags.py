@@ -56,6 +56,7 @@ PROMISED = {
 }
 # Every other option of the merge, where a receipt does not give it.
 GIVEN_TO_VERIFY = {
+    "--qlora-base",
     "--weight",
     "--dtype",
     "--precision",
@@ -68,7 +69,7 @@ GIVEN_TO_VERIFY = {
 LATER = {
     "inspect": {"--html"},
     "validate": {"--target"},
-    "merge": {"--qlora-base", "--reversible"},
+    "merge": {"--reversible"},
     "verify": set(),
 }
 COMMANDS = sorted(PROMISED)
@@ -360,6 +361,22 @@ def test_allow_pickle(adaptool: Adaptool, tmp_path: Path, pickled: Path) -> None
     assert adaptool("verify", "--allow-pickle", BASE, pickled, out)["ok"]
     assert adaptool("inspect", "--allow-pickle", pickled)["module_count"] == 14
     assert adaptool("validate", "--allow-pickle", pickled)["ok"]
+
+
+def test_merge_and_verify_qlora_base(adaptool: Adaptool, tmp_path: Path) -> None:
+    """Other weights below the same delta; the ratio of the 4-bit error is printed and recorded."""
+    out = tmp_path / "out"
+    body = adaptool("merge", "--qlora-base", "dequantized", BASE, ADAPTER, out)
+    assert body["stats"]["quantization_ratio"] > 0
+    receipt = json.loads((out / "adaptool.json").read_text())
+    assert receipt["options"]["qlora_base"] == "dequantized"
+    assert receipt["stats"]["quantization_ratio"] == body["stats"]["quantization_ratio"]
+    assert adaptool("verify", BASE, ADAPTER, out)["ok"]
+    assert not adaptool("verify", "--qlora-base", "original", BASE, ADAPTER, out, code=1)["ok"]
+    said, _ = adaptool(
+        "merge", "--qlora-base=dequantized", BASE, ADAPTER, tmp_path / "again", text=True
+    )
+    assert "4-bit error" in said
 
 
 def test_merge_init_adapter(adaptool: Adaptool, tmp_path: Path) -> None:

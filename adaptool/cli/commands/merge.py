@@ -75,6 +75,8 @@ def _summary(result: MergeResult) -> str:
         )
         if fraction is not None
     ]
+    if result.stats.quantization_ratio is not None:
+        stats.append(f"4-bit error {result.stats.quantization_ratio:.3g} x the delta")
     return f"{done}: {', '.join(stats)}" if stats else done
 
 

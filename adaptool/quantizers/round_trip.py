@@ -1,0 +1,82 @@
+"""A plain weight as QLoRA's training saw it: quantized to 4 bit and back (Dettmers et al. 2023).
+
+The adapter learned beside nf4 weights with double quantization. A base that was kept in 16 bit can
+be turned into what those decode to, bit for bit as bitsandbytes does it on a CPU.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from adaptool.quantizers.bnb4 import quantize_dequantize
+from adaptool.store.tensors import TensorRef
+
+if TYPE_CHECKING:
+    import torch
+
+
+class RoundTripSource:
+    """The bytes of one weight after nf4 with double quantization and back.
+
+    The scales' own scale is of the whole weight, so the whole weight is held while it is read.
+    `mean_square_error` is of the round trip, known once something was read.
+    """
+
+    def __init__(self, ref: TensorRef) -> None:
+        """`ref` is the plain weight; nothing is read yet."""
+        self._ref = ref
+        self._lock = threading.Lock()
+        self._decoded: memoryview | None = None
+        self.mean_square_error: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The file of the plain weight."""
+        return self._ref.file
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weight."""
+        return self._ref.length
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Bytes of the decoded weight."""
+        with self._lock:
+            if self._decoded is None:
+                self._decoded = self._round_trip()
+            decoded = self._decoded
+        buffer[:] = decoded[offset : offset + len(buffer)]
+
+    def _round_trip(self) -> memoryview:
+        import torch
+
+        raw = torch.empty(self._ref.length, dtype=torch.uint8)
+        self._ref.source.read_into(self._ref.offset, raw.numpy().data)
+        dtype: torch.dtype = getattr(torch, str(self._ref.dtype.torch))
+        with torch.inference_mode():
+            weight = raw.view(dtype).reshape(self._ref.shape)
+            decoded = quantize_dequantize(weight, quant_type="nf4", double_quant=True)
+            error = (decoded.float() - weight.float()).square_().mean(dtype=torch.float64)
+            self.mean_square_error = float(error)
+            return decoded.view(torch.uint8).reshape(-1).numpy().data
+
+    def forget(self) -> None:
+        """Let go of the decoded weight."""
+        with self._lock:
+            self._decoded = None
+
+    def check_unchanged(self) -> None:
+        """IntegrityError where the file changed since it was opened."""
+        check = getattr(self._ref.source, "check_unchanged", None)
+        if check is not None:
+            check()
+
+    def close(self) -> None:
+        """Same as forget: the file belongs to the checkpoint."""
+        self.forget()
+
+
+def round_trip(ref: TensorRef) -> TensorRef:
+    """The weight after the round trip, as an ordinary tensor."""
+    return TensorRef(ref.name, ref.dtype, ref.shape, 0, ref.length, RoundTripSource(ref))
