@@ -50,6 +50,15 @@ def arithmetic(machine: Machine, precision: Precision, tile_elements: int) -> Ar
     )
 
 
+def check_device(machine: Machine) -> None:
+    """ResourceError where a device was asked for by name and is not there.
+
+    Torch is needed for that; for `auto` and `cpu` there is nothing to ask.
+    """
+    if machine.device not in ("auto", "cpu"):
+        _device(machine.device)
+
+
 def available_cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0))

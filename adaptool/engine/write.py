@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from adaptool.engine.arithmetic import check_device
 from adaptool.engine.outlets import FileOutlet
 from adaptool.engine.run import Outcome, Progress, run
 from adaptool.engine.tiles import TILE_ELEMENTS
@@ -48,6 +49,7 @@ def write_model(
     OutputError and what else goes wrong leave `out` as it was; an interrupted run stays staged
     and is taken up by the same command.
     """
+    check_device(machine)
     with Staging.open(out, plan.digest(), disk or Disk(), overwrite=overwrite) as staging:
         outcome = _fill(plan, staging, machine, progress, tile_elements)
         outputs = [_document(staging, document) for document in plan.documents]

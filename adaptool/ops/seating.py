@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adaptool.errors import OutputError
-from adaptool.findings import Code
 from adaptool.model.plan import OutputFile, Row
 from adaptool.ops.drafts import Draft, Drafts
 from adaptool.store.checkpoint import Checkpoint
@@ -34,7 +32,7 @@ class Seating:
 
 
 def seat(drafts: Drafts, base: Checkpoint, max_shard_size: int | None) -> Seating:
-    """Give every draft its place; OutputError where a tensor is larger than a shard may be."""
+    """Give every draft its place."""
     groups = (
         _as_in_base(drafts, base) if max_shard_size is None else _cut(drafts, base, max_shard_size)
     )
@@ -101,18 +99,16 @@ def _by_name(draft: Draft) -> str:
 
 
 def _cut(drafts: Drafts, base: Checkpoint, most: int) -> list[tuple[str, list[Draft]]]:
-    """Greedy shards of at most `most` bytes of tensors, in the base's order."""
+    """Greedy shards of at most `most` bytes of tensors, in the base's order.
+
+    A larger tensor gets a shard of its own, as in transformers.
+    """
     kept = [draft for draft in drafts.values() if draft.file is not None]
     new = sorted((draft for draft in drafts.values() if draft.file is None), key=_by_name)
     shards: list[list[Draft]] = []
     room = 0
     for draft in [*kept, *new]:
         size = tensor_bytes(draft.dtype, draft.shape)
-        if size > most:
-            message = f"{size} bytes do not fit a shard of {most}"
-            raise OutputError(
-                message, code=Code.FILE_TOO_LARGE, tensor=draft.name, field="--max-shard-size"
-            )
         if not shards or size > room:
             shards.append([])
             room = most

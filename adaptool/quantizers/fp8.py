@@ -75,7 +75,7 @@ def _is_block(block: object) -> bool:
 def packed(tensors: Mapping[str, TensorRef], settings: Mapping[str, Any]) -> Iterator[Packed]:
     """Every FP8 weight with its scales; InputError where one of the two is missing."""
     coded = {*FLOATS, "I8"} if settings["fp4"] else {*FLOATS}
-    for name, ref in tensors.items():
+    for ref in tensors.values():
         if ref.dtype.name in coded:
             scales = _scales(ref, tensors)
             yield _packed(ref, scales, tensors, settings)
@@ -144,34 +144,40 @@ def _grid(
 ) -> Grid:
     """Where the scales lie; InputError where their shape is none of those known."""
     *stack, rows, columns = shape
+    known = [Grid(rows, columns, *block)] if block else _even(shape, scales)
+    known += [Grid(rows, columns, 1, columns), Grid(rows, columns, *MX_BLOCK)]
+    found = [grid for grid in known if is_grid(scales.shape, grid, stack)]
+    if not found:
+        found = _flat(shape, scales)
+    if not found:
+        how = f" in blocks of {block[0]} x {block[1]}" if block else ""
+        message = f"has shape {list(scales.shape)}; {codes.name} of shape {list(shape)}{how}"
+        reason = f"{message} asks for {[*stack, *known[0].shape]}"
+        refuse(scales, reason, code=Code.SHAPE_MISMATCH, field="weight_block_size")
+    return found[0]
+
+
+def _flat(shape: Sequence[int], scales: TensorRef) -> list[Grid]:
+    """The grid of scales with fewer axes than a grid: one for all, one a matrix, one an output."""
+    *stack, rows, columns = shape
     if scales.elements == 1:
         whole = rows * stack[0] if stack else rows
-        return Grid(whole, columns, whole, columns)
+        return [Grid(whole, columns, whole, columns)]
     if stack and scales.shape in {(*stack,), (*stack, 1, 1)}:
-        return Grid(rows, columns, rows, columns)
+        return [Grid(rows, columns, rows, columns)]
     if not stack and scales.shape == (rows,):
-        return Grid(rows, columns, 1, columns)
-    blocks = [block] if block else []
-    for height, width in [*blocks, (1, columns), MX_BLOCK, *_even(shape, scales, block)]:
-        grid = Grid(rows, columns, height, width)
-        if is_grid(scales.shape, grid, stack):
-            return grid
-    asked = Grid(rows, columns, *block).shape if block else (rows, 1)
-    message = f"has shape {list(scales.shape)}; {codes.name} of shape {list(shape)}"
-    how = f" in blocks of {block[0]} x {block[1]}" if block else ""
-    reason = f"{message}{how} asks for {[*stack, *asked]}"
-    refuse(scales, reason, code=Code.SHAPE_MISMATCH, field="weight_block_size")
+        return [Grid(rows, columns, 1, columns)]
+    return []
 
 
-def _even(
-    shape: Sequence[int], scales: TensorRef, block: Sequence[int] | None
-) -> Iterator[tuple[int, int]]:
-    """The block that divides the weight evenly, where no config says one."""
-    if block is None and len(scales.shape) == len(shape):
-        rows, columns = shape[-2:]
-        down, across = scales.shape[-2:]
-        if down and across and not rows % down and not columns % across:
-            yield rows // down, columns // across
+def _even(shape: Sequence[int], scales: TensorRef) -> list[Grid]:
+    """Blocks that divide the weight evenly, as many as there are scales."""
+    rows, columns = shape[-2:]
+    if len(scales.shape) != len(shape) or 0 in scales.shape:
+        return []
+    down, across = scales.shape[-2:]
+    even = not rows % down and not columns % across
+    return [Grid(rows, columns, rows // down, columns // across)] if even else []
 
 
 def decode(parts: Parts, packed: Packed, start: int, stop: int) -> torch.Tensor:

@@ -20,10 +20,13 @@ def signed(
     """
     import torch
 
-    raw = words.contiguous().view(torch.uint8)
+    # Flat first: one column of a transpose counts as contiguous, and does not view as bytes.
+    rows, width = words.shape
+    raw = words.contiguous().reshape(-1).view(torch.uint8).reshape(rows, width * WORD // 8)
     if bits == 4 and not skip:
         return _halves(raw, dtype)[:, :count]
-    return (_fields(raw, bits, count, skip) - 2 ** (bits - 1)).to(dtype)
+    codes = _fields(raw, bits, count, skip)
+    return codes.sub_(2 ** (bits - 1)).to(dtype)
 
 
 def _halves(raw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -31,7 +34,7 @@ def _halves(raw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
     byte = torch.arange(256)
     pairs = torch.stack(((byte & 15) - 8, (byte >> 4) - 8), dim=1).to(dtype)
-    return pairs.index_select(0, raw.reshape(-1).int()).reshape(len(raw), -1)
+    return pairs.index_select(0, raw.reshape(-1).int()).reshape(len(raw), 2 * raw.shape[1])
 
 
 def _fields(raw: torch.Tensor, bits: int, count: int, skip: int) -> torch.Tensor:
@@ -42,5 +45,6 @@ def _fields(raw: torch.Tensor, bits: int, count: int, skip: int) -> torch.Tensor
     if bits == 8 and not skip % 8:
         return raw[:, places // 8].to(torch.int16)
     padded = torch.nn.functional.pad(raw, (0, 1)).to(torch.int32)
-    both = padded[:, places // 8] | padded[:, places // 8 + 1] << 8
-    return (both >> (places % 8).to(torch.int32) & 2**bits - 1).to(torch.int16)
+    both = padded[:, places // 8] + padded[:, places // 8 + 1] * 256
+    shifted: torch.Tensor = both >> (places % 8).to(torch.int32)
+    return shifted.bitwise_and_(2**bits - 1).to(torch.int16)

@@ -88,10 +88,13 @@ def _columns(zeros: torch.Tensor | None, first: int, last: int) -> torch.Tensor 
 
 
 def _scaled(values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None) -> torch.Tensor:
-    blocks = values.unflatten(1, (scales.shape[1], values.shape[1] // scales.shape[1]))
+    rows, columns = values.shape
+    across = scales.shape[1]
+    blocks = values.reshape(rows, across, columns // across)
     if zeros is not None:
         blocks = blocks - zeros[:, :, None]
-    return (blocks * scales[:, :, None]).flatten(1)
+    product: torch.Tensor = blocks * scales[:, :, None]
+    return product.reshape(rows, columns)
 
 
 def is_grid(shape: Sequence[int], grid: Grid, stacked: Sequence[int] = ()) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from adaptool.engine import compare
 from adaptool.engine import tiles as cutting
 from adaptool.engine.compare import ComparingOutlet
 from adaptool.engine.tiles import copy_jobs
-from adaptool.model.plan import Row
+from adaptool.model.adapter import Delta, Form, Terms
+from adaptool.model.plan import Piece, Row
 from adaptool.model.results import Difference
+from adaptool.model.view import View, whole
 from adaptool.store.tensors import TensorRef
 from memory_source import MemorySource
 from plan_rows import placed, ref, row
@@ -156,3 +159,26 @@ def test_tensor_that_the_merge_lacks_is_left_out() -> None:
     for job in copy_jobs([ours]):
         outlet.copy(job)
     assert outlet.differences({"x": ours}) == []
+
+
+def _touched(base: bytes, dtype: str, count: int) -> Row:
+    """A row that a delta changes; what the delta is does not matter to a comparison."""
+    terms = Terms(Form.VECTOR, count, 1, 1.0)
+    delta = Delta("x", "x", "shift", {}, terms)
+    piece = Piece(0, delta, View(whole(count), whole(1)), 1.0)
+    return replace(row(ref(base, dtype, (count,))), pieces=(piece,))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_step_of_a_cancelled_element_is_the_base_s(exact: bool) -> None:
+    """W is 1 and the delta -1 + tiny: float32 cannot know the small steps of what is left."""
+    base = np.array([1.0, 1.0, 1.0], "float16")
+    ours = np.array([1e-4, 1e-4, 1e-4], "float16")
+    theirs = np.array([1.05e-4, 1e-4 + 9e-4, 1e-4 + 2e-3], "float16")
+    touched = _touched(base.tobytes(), "F16", 3)
+    stored = ref(theirs.tobytes(), "F16", (3,))
+    outlet = ComparingOutlet({"x": stored}, tolerance=BYTES if exact else 1)
+    outlet.fill(touched, 0, memoryview(ours.tobytes()))
+    (found,) = outlet.differences({"x": touched})
+    # A step at 1 is 2**-10, about 0.00098: only the last element is further away.
+    assert found.fraction == pytest.approx(1.0 if exact else 1 / 3)
