@@ -88,7 +88,7 @@ def _unrecognised(adapter: Adapter, files: AdapterFiles) -> AdaptoolError:
     names = [ref.name for ref in adapter.leftover]
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     message = f"{len(names)} of {len(adapter.tensors)} keys not recognised: {shown}"
-    hint = "another tuner or layout wrote them; nothing is dropped in silence"
+    hint = "another tuner or layout wrote them; --allow-drop PATTERN leaves them out"
     return InputError(
         message,
         code=Code.KEYS_UNRECOGNISED,
