@@ -25,7 +25,8 @@ from adaptool.store.checkpoint import Checkpoint
 
 FIELD = "quantization_config"
 HEADS = frozenset({"lm_head", "score", "classifier", "embed_out", "proj_out", "qa_outputs"})
-_EXPERT = re.compile(r"(.*\bexperts)\.\d+\..+")
+# One expert's tensor, or one of the parameters that stack them all.
+_EXPERT = re.compile(r"(.*\bexperts)\..+")
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """compressed-tensors' formats with one element a code: float-quantized and int-quantized.
 
-Both lie and decode alike; `float_` and `int_` files name them. Source: compressed-tensors 0.20,
-`compressors/naive_quantized/base.py`, `quantization/lifecycle/forward_helpers.py` (_dequantize).
+Both lie and decode alike; `compressed_float` and `compressed_int` are the schemes. Source:
+compressed-tensors 0.20, `naive_quantized/base.py`, `lifecycle/forward_helpers.py` (_dequantize).
 """
 
 from __future__ import annotations

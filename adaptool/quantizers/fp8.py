@@ -45,7 +45,10 @@ METHODS = frozenset({"fp8", "fbgemm_fp8"})
 FLOATS = ("F8_E4M3", "F8_E5M2")
 SCALES = ("weight_scale_inv", "weight_scale", "scale", "qscale_weight")
 # Scales of activations: nothing of the weight, and of no use without it.
-ACTIVATIONS = ("activation_scale", "input_scale", "input_scale_ub", "qscale_act")
+ACTIVATIONS = (
+    *("activation_scale", "activation_scale_inv", "input_scale", "input_scale_inv"),
+    *("input_scale_ub", "qscale_act"),
+)
 MX_BLOCK = (1, 32)
 
 
@@ -101,6 +104,8 @@ def _scale_names(name: str) -> list[str]:
 
 def _check_owner(ref: TensorRef, tensors: Mapping[str, TensorRef], coded: set[str]) -> None:
     """InputError where a scale of weights belongs to none that is packed."""
+    if ref.name.endswith(ACTIVATIONS):
+        return
     for ending in (".weight_scale_inv", ".weight_scale", "_scale_inv"):
         if ref.name.endswith(ending):
             stem = ref.name.removesuffix(ending)

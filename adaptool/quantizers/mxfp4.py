@@ -8,11 +8,14 @@ For a parameter P (`X.experts.gate_up_proj`, `X.experts.down_proj`) of E experts
     P[e, i, o] = e2m1(code[e, o, i]) * 2 ** (scale[e, o, i // 32] - 127)
                                                           rounded once, to the model's dtype
 
+A scale of 255 is 2 ** 128, too large for float32 by itself: 0 times it is 0, and 0.5 times it a
+number (ldexp; older versions of torch made infinity and no number of those).
+
 So the parameter that runtimes and adapters know is the transpose of what lies on disk. Source:
 transformers 5.23, `integrations/mxfp4.py` (convert_moe_packed_tensors).
 
-The skip list is read by transformers. vLLM 0.33 knows none for experts: there, they are all MXFP4
-or none are.
+The skip list is read by transformers. vLLM, as far as its source was read, knows none for experts:
+there, they are all MXFP4 or none are.
 """
 
 from __future__ import annotations
@@ -39,7 +42,12 @@ if TYPE_CHECKING:
     import torch
 
 SKIPPED = "modules_to_not_convert"
-SCHEME = Scheme(title="MXFP4 (gpt-oss)", library="transformers", skip_list=SKIPPED)
+SCHEME = Scheme(
+    title="MXFP4 (gpt-oss)",
+    library="transformers",
+    skip_list=SKIPPED,
+    caution="transformers honours the skip list; vLLM may take every expert for MXFP4",
+)
 BLOCK_BYTES = 16
 
 
@@ -84,8 +92,9 @@ def decode(parts: Parts, packed: Packed, start: int, stop: int) -> torch.Tensor:
     first, last = start // inputs, -(-stop // inputs)
     blocks = outputs * inputs // (2 * BLOCK_BYTES)
     codes = parts.span("blocks", first * blocks * BLOCK_BYTES, last * blocks * BLOCK_BYTES)
-    scales = e8m0(parts.span("scales", first * blocks, last * blocks))
-    values = e2m1(codes.reshape(-1, BLOCK_BYTES), torch.float32)
+    # Twice a code times half a scale is the same product, and half of every scale is finite.
+    scales = e8m0(parts.span("scales", first * blocks, last * blocks), factor=0.5)
+    values = e2m1(codes.reshape(-1, BLOCK_BYTES), torch.float32, factor=2)
     dtype: torch.dtype = getattr(torch, str(packed.dtype.torch))
     weight = values.mul_(scales[:, None]).to(dtype).reshape(last - first, outputs, inputs)
     rows = weight.transpose(1, 2).reshape(-1, outputs)

@@ -9,8 +9,15 @@ import pytest
 import torch
 from bitsandbytes import functional
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from adaptool import MismatchError, merge, verify
 from adaptool.store.checkpoint import open_checkpoint
@@ -157,3 +164,42 @@ def test_keep_is_refused_with_the_way_round(tmp_path: Path, base: Path, adapter:
         merge(base, adapter, tmp_path / "out", quantized="keep")
     assert "touched" in str(caught.value.hint)
     assert not (tmp_path / "out").exists()
+
+
+def test_stacked_experts_become_plain_together(tmp_path: Path) -> None:
+    """gpt-oss in MXFP4: a delta on one stacked parameter opens the other of the same module."""
+    torch.manual_seed(0)
+    plain = GptOssForCausalLM(
+        GptOssConfig(
+            hidden_size=64,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=32,
+            num_local_experts=2,
+            num_experts_per_tok=1,
+            vocab_size=64,
+        )
+    ).to(torch.bfloat16)
+    plain.save_pretrained(tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(file)
+    experts = "model.layers.0.mlp.experts"
+    for name in ("gate_up_proj", "down_proj"):
+        count, inner, out = tensors.pop(f"{experts}.{name}").shape
+        blocks = torch.randint(0, 256, (count, out, inner // 32, 16), dtype=torch.uint8)
+        tensors[f"{experts}.{name}_blocks"] = blocks
+        scales = torch.randint(118, 124, (count, out, inner // 32), dtype=torch.uint8)
+        tensors[f"{experts}.{name}_scales"] = scales
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = tmp_path / "base" / "config.json"
+    body = json.loads(config.read_text()) | {"quantization_config": {"quant_method": "mxfp4"}}
+    config.write_text(json.dumps(body))
+    target = "mlp.experts.down_proj"
+    peft = get_peft_model(plain, LoraConfig(r=2, target_modules=[], target_parameters=[target]))
+    peft.save_pretrained(tmp_path / "adapter")
+    merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "out", quantized="touched")
+    found = _tensors(tmp_path / "out")
+    assert {f"{experts}.gate_up_proj", f"{experts}.down_proj"} <= set(found)
+    assert not any(name.endswith(("_blocks", "_scales")) for name in found)

@@ -161,8 +161,12 @@ def tiny() -> LlamaForCausalLM:
     """A model with groups of 128 that divide and blocks of 128 that do not."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        **{"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1},
-        **{"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 40},
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=40,
         dtype=torch.bfloat16,
         tie_word_embeddings=False,
     )

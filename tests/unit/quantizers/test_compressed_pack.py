@@ -151,7 +151,7 @@ def test_what_the_library_packs_is_read_back(
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_rows_equal_the_slice_of_the_whole(
-    store: Store, decode: Decode, bits: int, strategy: str, start: int, stop: int
+    store: Store, decode: Decode, *, bits: int, strategy: str, start: int, stop: int
 ) -> None:
     """Rows whose zero points begin in the middle of a word are the same rows."""
     how = {"num_bits": bits, "symmetric": False, **STRATEGIES[strategy]}

@@ -89,7 +89,7 @@ def _library(layout: str, stored: Tensors, weights: Mapping[str, Any]) -> torch.
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
 @pytest.mark.parametrize("kind", list(FORMATS))
 def test_every_strategy_equals_the_library(
-    store: Store, decode: Decode, kind: str, strategy: str, zeros: bool, dtype: torch.dtype
+    store: Store, decode: Decode, *, kind: str, strategy: str, zeros: bool, dtype: torch.dtype
 ) -> None:
     """All codes, with blocks that the weight's edges cut, with and without zero points."""
     layout, module = FORMATS[kind]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from compressed_tensors.entrypoints.convert import FP8BlockDequantizer
-from transformers import FineGrainedFP8Config
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.quantizers.quantizers_utils import should_convert_module
 
@@ -16,6 +19,7 @@ from adaptool.errors import InputError
 from adaptool.findings import Code
 from adaptool.model.quantizer import Packed
 from adaptool.quantizers import fp8
+from adaptool.store.checkpoint import open_checkpoint
 from adaptool.store.tensors import TensorRef
 
 Store = Callable[[Mapping[str, torch.Tensor]], dict[str, TensorRef]]
@@ -119,7 +123,7 @@ def test_scales_of_the_tensor_and_of_outputs_equal_transformers(
 ) -> None:
     """Under every name that checkpoints give them."""
     codes, scales = _codes(130, 200), torch.rand(shape)
-    stored = {"x.weight": codes, f"x.{name}": scales, "x.input_scale": torch.ones(())}
+    stored = {"x.weight": codes, f"x.{name}": scales, "x.input_scale_inv": torch.ones(())}
     packed = _packed(store, stored, weight_block_size=None)
     _same(decode(packed), _transformers(codes, scales.reshape(-1, 1)))
 
@@ -263,3 +267,47 @@ def test_skipping_an_expert_skips_the_stack_that_transformers_makes() -> None:
 def test_blocks_that_are_none_are_not_read(block: object) -> None:
     """A config with another idea of a block is not this scheme's."""
     assert fp8.settings(CONFIG | {"weight_block_size": block}) is None
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A model of two layers in FP8 with blocks, as transformers reads one."""
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=40,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).bfloat16().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    for name in [name for name in tensors if "_proj" in name]:
+        rows, columns = tensors[name].shape
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = torch.rand(rows // 32, columns // 32)
+    save_file(tensors, file, metadata={"format": "pt"})
+    method = {"quant_method": "fp8", "weight_block_size": [32, 32], "activation_scheme": "dynamic"}
+    _write_config(tmp_path, method)
+    return tmp_path
+
+
+def _write_config(folder: Path, quantization: Mapping[str, Any]) -> None:
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "quantization_config": quantization}))
+
+
+def test_a_checkpoint_decodes_to_what_transformers_loads(checkpoint: Path, decode: Decode) -> None:
+    """Every weight equals the parameter that transformers dequantizes it to."""
+    state = AutoModelForCausalLM.from_pretrained(checkpoint).state_dict()
+    with open_checkpoint(checkpoint) as base:
+        config = dict(base.config or {})
+        settings = fp8.settings({**config, **config["quantization_config"]})
+        assert settings is not None
+        found = list(fp8.packed(base.tensors, settings))
+        assert len(found) == 14
+        for packed in found:
+            _same(decode(packed), state[packed.name])

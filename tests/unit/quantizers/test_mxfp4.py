@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.quantizers.quantizers_utils import should_convert_module
 
@@ -13,6 +17,7 @@ from adaptool.errors import InputError
 from adaptool.findings import Code
 from adaptool.model.quantizer import Packed
 from adaptool.quantizers import mxfp4
+from adaptool.store.checkpoint import open_checkpoint
 from adaptool.store.tensors import TensorRef
 
 Store = Callable[[Mapping[str, torch.Tensor]], dict[str, TensorRef]]
@@ -62,7 +67,8 @@ def test_every_exponent_equals_transformers(store: Store, decode: Decode, dtype:
 
 
 @pytest.mark.parametrize(
-    ("start", "stop"), [(0, 128), (128, 256), (128, 384), (1, 2), (100, 300), (128, 128), (383, 384)]
+    ("start", "stop"),
+    [(0, 128), (128, 256), (128, 384), (1, 2), (100, 300), (128, 128), (383, 384)],
 )
 def test_rows_equal_the_slice_of_the_whole(
     store: Store, decode: Decode, start: int, stop: int
@@ -120,3 +126,47 @@ def test_other_methods_have_no_settings() -> None:
     """Only `mxfp4` is this scheme's."""
     assert mxfp4.settings({"quant_method": "fp8"}) is None
     assert mxfp4.settings({"quant_method": "mxfp4"}) == {"dtype": "BF16"}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A small gpt-oss with its experts in MXFP4, as it is published."""
+    config = GptOssConfig(
+        hidden_size=64,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        num_local_experts=3,
+        num_experts_per_tok=1,
+        vocab_size=40,
+    )
+    GptOssForCausalLM(config).bfloat16().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    stacked = [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]
+    for name in stacked:
+        experts, inputs, outputs = tensors.pop(name).shape
+        shape = (experts, outputs, inputs // 32)
+        tensors[f"{name}_blocks"] = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8)
+        tensors[f"{name}_scales"] = torch.randint(110, 130, shape, dtype=torch.uint8)
+    assert len(stacked) == 4
+    save_file(tensors, file, metadata={"format": "pt"})
+    written = json.loads((tmp_path / "config.json").read_text())
+    written["quantization_config"] = CONFIG
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    return tmp_path
+
+
+def test_a_checkpoint_decodes_to_what_transformers_loads(checkpoint: Path, decode: Decode) -> None:
+    """Every stacked parameter equals the one that transformers dequantizes it to."""
+    state = AutoModelForCausalLM.from_pretrained(checkpoint).state_dict()
+    with open_checkpoint(checkpoint) as base:
+        config = dict(base.config or {})
+        settings = mxfp4.settings({**config, **config["quantization_config"]})
+        assert settings is not None
+        found = list(mxfp4.packed(base.tensors, settings))
+        assert len(found) == 4
+        for packed in found:
+            _same(decode(packed).reshape(packed.shape), state[packed.name])
