@@ -183,7 +183,7 @@ class Lane:
             self._settled()
         _check_finite(row, start, stored, out)
         if base is not None:
-            self._sampling.take(row, start, base.cpu(), out.cpu(), stored)
+            self._sampling.take(row, start, base, out, stored)
         if row.length:
             outlet.fill(row, start * out.shape[1] * size, raw.numpy().data)
 

@@ -30,12 +30,30 @@ def round_into(target: torch.Tensor, value: torch.Tensor, single: torch.Tensor) 
 
 
 def _move_off_middles(single: torch.Tensor, value: torch.Tensor, mask: int, bits: int) -> None:
+    where = _candidates(single.view(-1), mask, bits)
+    if not len(where):
+        return
+    if single.device.type == "cpu":
+        _move_on_cpu(single, value, where)
+    else:
+        _move_on_device(single, value, where)
+
+
+def _move_on_cpu(single: torch.Tensor, value: torch.Tensor, where: torch.Tensor) -> None:
+    """In numpy: a handful of elements, for which each torch call costs more than the work."""
+    import numpy as np
+
+    places, flat = where.numpy(), single.view(-1).numpy()
+    true, rounded = value.view(-1).numpy()[places], flat[places]
+    moving = (rounded != true) & np.isfinite(true)
+    toward = np.where(true > rounded, np.float32(np.inf), np.float32(-np.inf))
+    flat[places] = np.where(moving, np.nextafter(rounded, toward), rounded)
+
+
+def _move_on_device(single: torch.Tensor, value: torch.Tensor, where: torch.Tensor) -> None:
     import torch
 
     flat, exact = single.view(-1), value.view(-1)
-    where = _candidates(flat, mask, bits)
-    if not len(where):
-        return
     rounded, true = flat[where], exact[where]
     back = rounded.double()
     toward = torch.where(true > back, torch.inf, -torch.inf).to(rounded.dtype)

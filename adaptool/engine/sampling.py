@@ -1,8 +1,8 @@
 """What 16-bit storage did to the deltas, over sampled rows.
 
-32 rows of every touched tensor, evenly spread, whatever the tile size: full statistics would cost
-more than the merge. Each row's sums are taken on its own and added up in the plan's order, so the
-figures depend on nothing but the inputs.
+32 rows of every touched tensor, in four runs evenly spread, whatever the tile size: full statistics
+would cost more than the merge. Each row's sums are taken on its own and added up in the plan's
+order, so the figures depend on nothing but the inputs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from adaptool.model.results import MergeStats
 if TYPE_CHECKING:
     import torch
 
-SAMPLED_ROWS = 32
+RUNS = 4
+RUN_ROWS = 8
 DIGITS = 6
 
 
@@ -49,11 +50,13 @@ class Sampling:
         stored: torch.Tensor,
     ) -> None:
         """Sample a tile: unmerged values, computed values, and what is stored, (rows, columns)."""
-        for index in sampled(row, start, start + len(base)):
-            local = index - start
-            sample = _row_sample(base[local], out[local], stored[local])
-            with self._lock:
-                self._samples[row.name, index] = sample
+        picks = sampled(row, start, start + len(base))
+        local = [index - start for index in picks]
+        samples = _samples(base[local].cpu(), out[local].cpu(), stored[local])
+        with self._lock:
+            self._samples.update(
+                {(row.name, index): sample for index, sample in zip(picks, samples, strict=True)}
+            )
 
     def stats(self, rows: Sequence[Row]) -> MergeStats:
         """The figures over all samples."""
@@ -76,20 +79,25 @@ class Sampling:
 def sampled(row: Row, start: int, stop: int) -> list[int]:
     """The sampled rows of the matrix in [start, stop)."""
     count = row.matrix[0]
-    picks = {place * count // SAMPLED_ROWS for place in range(SAMPLED_ROWS)}
+    runs = (place * count // RUNS for place in range(RUNS))
+    picks = {index for first in runs for index in range(first, min(first + RUN_ROWS, count))}
     return sorted(index for index in picks if start <= index < stop)
 
 
-def _row_sample(base: torch.Tensor, out: torch.Tensor, stored: torch.Tensor) -> RowSample:
-    before = base.to(stored.dtype)
-    delta = (out.double() - base.double()).cpu()
-    kept = (stored.double() - base.double()).cpu()
-    return RowSample(
-        elements=delta.numel(),
-        changed=int((before != stored).sum()),
-        stored_by_delta=float(kept @ delta),
-        delta_by_delta=float(delta @ delta),
-    )
+def _samples(base: torch.Tensor, out: torch.Tensor, stored: torch.Tensor) -> list[RowSample]:
+    """One sample per row; products row by row, so that a tile's other rows do not matter."""
+    changed = (base.to(stored.dtype) != stored).sum(dim=1).tolist()
+    delta = (out.double() - base.double()).numpy()
+    kept = (stored.double() - base.double()).numpy()
+    return [
+        RowSample(
+            elements=row.size,
+            changed=count,
+            stored_by_delta=float(there @ row),
+            delta_by_delta=float(row @ row),
+        )
+        for row, there, count in zip(delta, kept, changed, strict=True)
+    ]
 
 
 def _rounded(part: float, total: float) -> float | None:

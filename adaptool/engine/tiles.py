@@ -39,9 +39,11 @@ class CopyJob:
 
 
 def tile_height(columns: int, elements: int = TILE_ELEMENTS) -> int:
-    """Rows of a tile: a multiple of 16 where a tile holds that many."""
+    """Rows of a tile: the multiple of 16 nearest to `elements`, where it holds that many rows."""
     height = max(1, elements // max(1, columns))
-    return height - height % HEIGHT_STEP if height > HEIGHT_STEP else height
+    if height <= HEIGHT_STEP:
+        return height
+    return (height + HEIGHT_STEP // 2) // HEIGHT_STEP * HEIGHT_STEP
 
 
 def tiles(start: int, stop: int, height: int) -> Iterator[tuple[int, int]]:

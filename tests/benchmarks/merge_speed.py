@@ -27,6 +27,9 @@ import qwen_shaped
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "ADAPTOOL_BENCH_FOLDER"
+# On a virtual machine the memory of a deleted output goes back to the host within seconds, and
+# getting it again costs more than a copy: whoever starts at once would have it for nothing.
+SETTLE_SECONDS = 5
 PEFT = """
 import sys, torch
 from peft import PeftModel
@@ -76,6 +79,7 @@ def measured(command: list[str], out: Path) -> Timing:
     """Run `command` once, on a disk with nothing left to write."""
     shutil.rmtree(out, ignore_errors=True)
     os.sync()
+    time.sleep(SETTLE_SECONDS)
     with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as complaint:
         start = time.perf_counter()
         process = subprocess.Popen(command, env=_environment(), stdout=said, stderr=complaint)
