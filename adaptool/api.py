@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from adaptool.engine.compare import ComparingOutlet
@@ -16,15 +17,9 @@ from adaptool.errors import UsageError
 from adaptool.findings import Code
 from adaptool.layouts import decode
 from adaptool.model.options import (
-    ExpertPacking,
     Machine,
     MergeOptions,
-    OutputDtype,
-    Precision,
-    QloraBase,
-    Quantized,
     Strength,
-    Tie,
 )
 from adaptool.model.plan import Plan
 from adaptool.model.receipt import RECEIPT
@@ -84,39 +79,29 @@ def merge(
     `out` as it was where anything is wrong.
     """
     began = time.monotonic()
-    options = MergeOptions(
-        dtype=OutputDtype(dtype),
-        precision=Precision(precision),
+    options = MergeOptions().given(
+        dtype=dtype,
+        precision=precision,
         max_shard_size=max_shard_size,
-        tie=Tie(tie),
-        quantized=Quantized(quantized),
-        qlora_base=QloraBase(qlora_base),
-        expert_packing=ExpertPacking(expert_packing),
+        tie=tie,
+        quantized=quantized,
+        qlora_base=qlora_base,
+        expert_packing=expert_packing,
         skip_unmatched=skip_unmatched,
-        allow_drop=tuple(allow_drop),
-        checksum=checksum,
+        allow_drop=allow_drop,
     )
     strengths = [Strength(Path(adapter), weight), *map(_strength, add)]
-    machine, target = Machine(device, threads), Path(out)
-    inputs = [Path(base), *(strength.path for strength in strengths)]
-    inputs += [Path(init_adapter)] if init_adapter is not None else []
-    used = disk or Disk()
+    machine, target, used = Machine(device, threads), Path(out), disk or Disk()
+    first = [base] if init_adapter is None else [base, init_adapter]
+    inputs = [*map(Path, first), *(strength.path for strength in strengths)]
     with ExitStack() as stack:
         door = _Door(stack, allow_pickle)
         plan = _planned(door, Path(base), strengths, options, init_adapter)
         preflight(target, inputs, overwrite=overwrite, need_bytes=plan.bytes, disk=used)
         if dry_run:
             return _merge_result(target, plan, MergeStats(None, None), device, began, dry_run=True)
-        written = write_model(
-            plan,
-            target,
-            "merge",
-            machine,
-            overwrite=overwrite,
-            checksum=checksum,
-            progress=progress,
-            disk=used,
-        )
+        write = partial(write_model, overwrite=overwrite, checksum=checksum, progress=progress)
+        written = write(plan, target, "merge", machine, disk=used)
     plan = replace(plan, findings=(*plan.findings, *written.findings))
     return _merge_result(target, plan, written.outcome.stats, written.outcome.device, began)
 
@@ -149,16 +134,15 @@ def verify(
     may differ by one step of its dtype; with `exact` by nothing.
     """
     weights, options = _recorded(Path(merged))
-    options = replace(
-        options,
-        dtype=OutputDtype(dtype) if dtype else options.dtype,
-        precision=Precision(precision) if precision else options.precision,
-        tie=Tie(tie) if tie else options.tie,
-        quantized=Quantized(quantized) if quantized else options.quantized,
-        qlora_base=QloraBase(qlora_base) if qlora_base else options.qlora_base,
-        expert_packing=ExpertPacking(expert_packing) if expert_packing else options.expert_packing,
-        skip_unmatched=options.skip_unmatched if skip_unmatched is None else skip_unmatched,
-        allow_drop=options.allow_drop if allow_drop is None else tuple(allow_drop),
+    options = options.given(
+        dtype=dtype,
+        precision=precision,
+        tie=tie,
+        quantized=quantized,
+        qlora_base=qlora_base,
+        expert_packing=expert_packing,
+        skip_unmatched=skip_unmatched,
+        allow_drop=allow_drop,
     )
     first = weight if weight is not None else next(iter(weights), 1.0)
     strengths = [Strength(Path(adapter), first)]

@@ -20,7 +20,7 @@ from adaptool.store.disk import Disk
 from adaptool.store.documents import encode_json
 from adaptool.store.local import LocalSource
 from adaptool.store.sink import FileSink
-from adaptool.store.source import Source
+from adaptool.store.source import Source, check_unchanged
 from adaptool.store.staging import Staging
 
 
@@ -67,9 +67,7 @@ def write_model(
 def _check_unchanged(plan: Plan) -> None:
     """IntegrityError where an input changed while it was read, base or adapter."""
     for source in {id(source): source for source in _sources(plan)}.values():
-        check = getattr(source, "check_unchanged", None)
-        if check is not None:
-            check()
+        check_unchanged(source)
 
 
 def _sources(plan: Plan) -> Iterator[Source]:

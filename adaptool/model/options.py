@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any, Self
 
 from adaptool.errors import UsageError
 from adaptool.findings import Code
@@ -102,4 +103,32 @@ class MergeOptions:
     expert_packing: ExpertPacking = ExpertPacking.PEFT
     skip_unmatched: bool = False
     allow_drop: tuple[str, ...] = ()
-    checksum: bool = False
+
+    def given(self, **values: Any) -> Self:  # noqa: ANN401 - as flags, keywords or JSON give them
+        """These options with every value that is not None, read as its option's own kind.
+
+        UsageError for a word that the option does not know.
+        """
+        kinds = {name: _like(name, getattr(self, name), values[name]) for name in values}
+        return replace(self, **{name: kind for name, kind in kinds.items() if kind is not None})
+
+    def as_json(self) -> dict[str, Any]:
+        """Every option by name, as a receipt records it and `given` reads it back."""
+        return {
+            option.name: list(value) if isinstance(value, tuple) else value
+            for option in fields(self)
+            for value in [getattr(self, option.name)]
+        }
+
+
+def _like(name: str, current: object, value: Any) -> Any:  # noqa: ANN401 - see `given`
+    if isinstance(current, tuple) and value is not None:
+        return tuple(value)
+    if isinstance(current, StrEnum) and value is not None:
+        known = [str(kind) for kind in type(current)]
+        if value not in known:
+            flag = f"--{name.replace('_', '-')}"
+            message = f"{value!r} is none of {', '.join(known)}"
+            raise UsageError(message, code=Code.USAGE, field=flag)
+        return type(current)(value)
+    return value

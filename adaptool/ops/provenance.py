@@ -50,15 +50,4 @@ def _adapter_input(files: AdapterFiles, adapter: Adapter, weight: float) -> Mapp
 
 def recorded_options(weights: Sequence[float], options: MergeOptions) -> dict[str, Any]:
     """The options that decide bytes, as verify and unmerge read them back."""
-    return {
-        "weights": list(weights),
-        "dtype": str(options.dtype),
-        "precision": str(options.precision),
-        "max_shard_size": options.max_shard_size,
-        "tie": str(options.tie),
-        "quantized": str(options.quantized),
-        "qlora_base": str(options.qlora_base),
-        "expert_packing": str(options.expert_packing),
-        "skip_unmatched": options.skip_unmatched,
-        "allow_drop": list(options.allow_drop),
-    }
+    return {"weights": list(weights), **options.as_json()}

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
-from adaptool.errors import InputError
+from adaptool.errors import InputError, UsageError
 from adaptool.findings import Code
-from adaptool.model.options import (
-    ExpertPacking,
-    MergeOptions,
-    OutputDtype,
-    Precision,
-    QloraBase,
-    Quantized,
-    Tie,
-)
+from adaptool.model.options import MergeOptions
 from adaptool.model.plan import Plan
 from adaptool.model.results import Difference
 from adaptool.store.checkpoint import Checkpoint
 from adaptool.store.tensors import TensorRef
+
+_NAMES = tuple(option.name for option in fields(MergeOptions))
 
 
 def options_of(receipt: Mapping[str, Any], file: str) -> tuple[list[float], MergeOptions]:
@@ -30,18 +25,8 @@ def options_of(receipt: Mapping[str, Any], file: str) -> tuple[list[float], Merg
         raise InputError(message, code=Code.RECEIPT_INVALID, file=file)
     try:
         weights = [float(weight) for weight in recorded["weights"]]
-        options = MergeOptions(
-            dtype=OutputDtype(recorded["dtype"]),
-            precision=Precision(recorded["precision"]),
-            max_shard_size=recorded["max_shard_size"],
-            tie=Tie(recorded["tie"]),
-            quantized=Quantized(recorded.get("quantized", "all")),
-            qlora_base=QloraBase(recorded.get("qlora_base", "original")),
-            expert_packing=ExpertPacking(recorded.get("expert_packing", "peft")),
-            skip_unmatched=bool(recorded["skip_unmatched"]),
-            allow_drop=tuple(recorded["allow_drop"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        options = MergeOptions().given(**{name: recorded[name] for name in _NAMES})
+    except (KeyError, TypeError, ValueError, UsageError) as error:
         message = f"options cannot be read: {error!r}"
         raise InputError(message, code=Code.RECEIPT_INVALID, file=file) from None
     return weights, options

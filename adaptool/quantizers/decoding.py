@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from adaptool.model.quantizer import Packed
 from adaptool.quantizers import quantizers
+from adaptool.store.source import check_unchanged
 from adaptool.store.tensors import TensorRef
 
 if TYPE_CHECKING:
@@ -115,9 +116,7 @@ class DecodedSource:
     def check_unchanged(self) -> None:
         """IntegrityError where a file that holds a part changed since it was opened."""
         for ref in self.packed.roles.values():
-            check = getattr(ref.source, "check_unchanged", None)
-            if check is not None:
-                check()
+            check_unchanged(ref.source)
 
     def close(self) -> None:
         """Same as forget: the files belong to the checkpoint."""

@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from adaptool.quantizers.bnb4 import quantize_dequantize
+from adaptool.store.source import check_unchanged
 from adaptool.store.tensors import TensorRef
 
 if TYPE_CHECKING:
@@ -68,9 +69,7 @@ class RoundTripSource:
 
     def check_unchanged(self) -> None:
         """IntegrityError where the file changed since it was opened."""
-        check = getattr(self._ref.source, "check_unchanged", None)
-        if check is not None:
-            check()
+        check_unchanged(self._ref.source)
 
     def close(self) -> None:
         """Same as forget: the file belongs to the checkpoint."""

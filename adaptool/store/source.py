@@ -25,3 +25,10 @@ class Source(Protocol):
     def close(self) -> None:
         """Let go of the handle."""
         ...
+
+
+def check_unchanged(source: Source) -> None:
+    """IntegrityError where what it reads changed; a source that cannot tell says nothing."""
+    check = getattr(source, "check_unchanged", None)
+    if check is not None:
+        check()

@@ -19,7 +19,7 @@ from adaptool import api
 from adaptool.engine.tiles import TILE_ELEMENTS
 from adaptool.engine.write import write_model
 from adaptool.layouts import decode
-from adaptool.model.options import Machine, MergeOptions, OutputDtype, Precision
+from adaptool.model.options import Machine, MergeOptions
 from adaptool.ops.merge import Part, plan_merge
 from adaptool.store.adapter_files import open_adapter
 from adaptool.store.checkpoint import open_checkpoint
@@ -65,9 +65,7 @@ class Job:
 
     def run(self, out: Path, *, threads: int = 1, tile_elements: int = TILE_ELEMENTS) -> Files:
         """Merge into `out`; what was written."""
-        options = MergeOptions(
-            precision=Precision(self.precision), dtype=OutputDtype(self.dtype), checksum=True
-        )
+        options = MergeOptions().given(precision=self.precision, dtype=self.dtype)
         with ExitStack() as stack:
             base = stack.enter_context(open_checkpoint(self.base))
             parts = []
