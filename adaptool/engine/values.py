@@ -12,7 +12,8 @@ from adaptool.engine.arithmetic import torch_dtype
 from adaptool.engine.factors import load
 from adaptool.errors import InputError
 from adaptool.findings import Code
-from adaptool.linalg import effective_rank, singular_values
+from adaptool.linalg.factored import singular_values
+from adaptool.linalg.spectrum import effective_rank
 from adaptool.model.adapter import Delta, Terms
 from adaptool.model.values import Scan, Spectrum
 from adaptool.store.tensors import TensorRef

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from adaptool import linalg
 from adaptool.errors import MismatchError
 from adaptool.findings import Code
+from adaptool.linalg.factored import top_subspace
 from adaptool.model.adapter import Terms
 from adaptool.model.tuner import Declaration
 from adaptool.model.view import View
@@ -55,7 +55,7 @@ class TallUpdate:
     def settle(self) -> None:
         """The leading directions are known."""
         if self._gram is not None:
-            self._directions = linalg.top_subspace(self._gram, self._rank)
+            self._directions = top_subspace(self._gram, self._rank)
         self._gram = None
 
     def accumulate(self, out: torch.Tensor, base: torch.Tensor, rows: slice) -> None:
@@ -84,7 +84,7 @@ class WideUpdate:
 
         weight = torch.cat(self._tiles)
         self._tiles = []
-        self._left = linalg.top_subspace(weight @ weight.T, self._rank)
+        self._left = top_subspace(weight @ weight.T, self._rank)
         self._right = self._left.T @ weight
 
     def accumulate(self, out: torch.Tensor, base: torch.Tensor, rows: slice) -> None:

@@ -206,7 +206,7 @@ class Scene:
 
     def on(self, disk: Disk) -> None:
         """Let the merge write to this disk."""
-        self.monkeypatch.setattr("adaptool.api.Disk", lambda: disk)
+        self.monkeypatch.setattr("adaptool.api.merging.Disk", lambda: disk)
 
     def merge(self, *given: str | Path) -> Run:
         """The merge of the row."""

@@ -73,7 +73,7 @@ def test_bytes_do_not_depend_on_lanes_or_tiles(name: str, threads: int, tmp_path
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of a few rows, jobs of a few tiles, norms over a few rows at a time."""
     monkeypatch.setattr("adaptool.engine.arithmetic.CUDA_TILE_ELEMENTS", 1)
-    monkeypatch.setattr("adaptool.api.write_model", partial(write_model, tile_elements=400))
+    monkeypatch.setattr("adaptool.api.merging.write_model", partial(write_model, tile_elements=400))
     monkeypatch.setattr("adaptool.engine.tiles.JOB_ELEMENTS", 1000)
     monkeypatch.setattr("adaptool.engine.run.OBSERVED_ELEMENTS", 400)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptool.api import BYTES
+from adaptool.api.merging import BYTES
 from adaptool.engine import compare
 from adaptool.engine import tiles as cutting
 from adaptool.engine.compare import ComparingOutlet

@@ -1,48 +1,33 @@
-"""The verbs, as functions: paths and keyword options in, a typed result out."""
+"""The verbs of weight space: merge and verify."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from adaptool.api.door import Door, Progress
 from adaptool.engine.compare import ComparingOutlet
 from adaptool.engine.run import run
-from adaptool.engine.values import TensorValues
 from adaptool.engine.write import write_model
 from adaptool.errors import UsageError
 from adaptool.findings import Code
 from adaptool.layouts import decode
-from adaptool.model.options import (
-    Machine,
-    MergeOptions,
-    Strength,
-)
+from adaptool.model.options import Machine, MergeOptions, Strength
 from adaptool.model.plan import Plan
 from adaptool.model.receipt import RECEIPT
-from adaptool.model.results import (
-    AdapterSummary,
-    CheckpointSummary,
-    MergeResult,
-    MergeStats,
-    ValidateResult,
-    VerifyResult,
-)
-from adaptool.ops.inspect import inspect_path
+from adaptool.model.results import MergeResult, MergeStats, VerifyResult
 from adaptool.ops.merge import Part, plan_merge
-from adaptool.ops.validate import validate_path
 from adaptool.ops.verify import options_of, structure
 from adaptool.store.adapter_files import open_adapter
 from adaptool.store.checkpoint import Checkpoint, open_checkpoint
 from adaptool.store.disk import Disk
 from adaptool.store.documents import read_json_object
-from adaptool.store.pickle_door import plain_path
 from adaptool.store.preflight import preflight
 
-Progress = Callable[[int, int], None]
 LARGEST_RECEIPT = 64 * 1024 * 1024
 BYTES = -1  # verify's tolerance: even -0 for 0 counts
 
@@ -95,7 +80,7 @@ def merge(
     first = [base] if init_adapter is None else [base, init_adapter]
     inputs = [*map(Path, first), *(strength.path for strength in strengths)]
     with ExitStack() as stack:
-        door = _Door(stack, allow_pickle)
+        door = Door(stack, allow_pickle)
         plan = _planned(door, Path(base), strengths, options, init_adapter)
         preflight(target, inputs, overwrite=overwrite, need_bytes=plan.bytes, disk=used)
         if dry_run:
@@ -151,7 +136,7 @@ def verify(
         strengths.append(_strength(entry, default))
     _check_count(strengths, weights, Path(merged))
     with ExitStack() as stack:
-        door = _Door(stack, allow_pickle)
+        door = Door(stack, allow_pickle)
         plan = _planned(door, Path(base), strengths, options, init_adapter)
         result = stack.enter_context(open_checkpoint(Path(merged)))
         comparable, different = structure(plan, result)
@@ -161,56 +146,12 @@ def verify(
     return VerifyResult(not different, len(plan.rows), tuple(different), plan.findings)
 
 
-def inspect(
-    path: Path | str,
-    *,
-    values: bool = False,
-    base: Path | str | None = None,
-    allow_pickle: bool = False,
-) -> AdapterSummary | CheckpointSummary:
-    """What an adapter or a checkpoint is; reads headers only, weights with `values`."""
-    reader = TensorValues() if values else None
-    with ExitStack() as stack:
-        door = _Door(stack, allow_pickle)
-        against = door.path(Path(base)) if base else None
-        return inspect_path(door.path(Path(path)), values=reader, base=against)
-
-
-def validate(
-    path: Path | str,
-    *,
-    base: Path | str | None = None,
-    values: bool = False,
-    strict: bool = False,
-    allow_pickle: bool = False,
-) -> ValidateResult:
-    """Findings about an adapter or a checkpoint; with `base`, whether they fit."""
-    reader = TensorValues() if values else None
-    with ExitStack() as stack:
-        door = _Door(stack, allow_pickle)
-        against = door.path(Path(base)) if base else None
-        findings = validate_path(door.path(Path(path)), base=against, values=reader)
-    return ValidateResult(findings, strict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Door:
-    """Through which inputs come: pickles only where they are allowed, closed with `stack`."""
-
-    stack: ExitStack
-    allow_pickle: bool
-
-    def path(self, path: Path) -> Path:
-        """The path to open: a pickle's safetensors form, or the path itself."""
-        return plain_path(path, self.stack) if self.allow_pickle else path
-
-
 def _strength(entry: Path | str | Strength, weight: float = 1.0) -> Strength:
     return entry if isinstance(entry, Strength) else Strength(Path(entry), weight)
 
 
 def _planned(
-    door: _Door,
+    door: Door,
     base: Path,
     strengths: Sequence[Strength],
     options: MergeOptions,

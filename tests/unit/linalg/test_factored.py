@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from adaptool.linalg import core, effective_rank, energy_shares, singular_values
+from adaptool.linalg.factored import core, singular_values
+from adaptool.linalg.spectrum import effective_rank, energy_shares
 
 SHAPES = [(7, 3, 11), (11, 3, 7), (40, 8, 40), (5, 9, 30), (30, 9, 5), (4, 9, 4), (6, 1, 1)]
 

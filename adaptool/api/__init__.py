@@ -1,0 +1,6 @@
+"""The verbs, as functions: paths and keyword options in, a typed result out."""
+
+from adaptool.api.merging import merge, verify
+from adaptool.api.reading import inspect, validate
+
+__all__ = ["inspect", "merge", "validate", "verify"]

@@ -1,0 +1,1 @@
+"""Low-rank algebra: the only SVD in the house."""
