@@ -18,6 +18,7 @@ from adaptool.findings import Code
 from adaptool.layouts import decode
 from adaptool.model.options import Machine, MergeOptions, Strength
 from adaptool.model.plan import Plan
+from adaptool.model.reading import Reading
 from adaptool.model.receipt import RECEIPT
 from adaptool.model.results import MergeResult, MergeStats, VerifyResult
 from adaptool.ops.merge import Part, plan_merge
@@ -162,15 +163,16 @@ def _planned(
     The first adapter may have begun as `init_adapter`.
     """
     stack = door.stack
+    reading = Reading(options.allow_drop, options.expert_packing)
     opened: Checkpoint = stack.enter_context(open_checkpoint(door.path(base)))
     parts = []
     for strength in strengths:
         files = stack.enter_context(open_adapter(door.path(strength.path)))
-        adapter = decode(files, options.allow_drop, options.expert_packing)
+        adapter = decode(files, reading)
         parts.append(Part(files, adapter, strength.weight))
     if init_adapter is not None:
         files = stack.enter_context(open_adapter(door.path(Path(init_adapter))))
-        initial = decode(files, options.allow_drop, options.expert_packing)
+        initial = decode(files, reading)
         parts[0] = replace(parts[0], initial=(files, initial))
     return plan_merge(opened, parts, options)
 

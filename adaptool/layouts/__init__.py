@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from adaptool.discovery import marked
 from adaptool.errors import InputError
 from adaptool.findings import Code
 from adaptool.model.adapter import Adapter
-from adaptool.model.options import ExpertPacking
+from adaptool.model.encoding import Destination, Encoded, Loss
+from adaptool.model.reading import Reading
 from adaptool.store.adapter_files import AdapterFiles
 
 
@@ -33,17 +34,24 @@ class Layout(Protocol):
         """Say which keys this layout can account for; no guess, no error."""
         ...
 
-    def decode(
-        self,
-        files: AdapterFiles,
-        allow_drop: tuple[str, ...] = (),
-        expert_packing: ExpertPacking = ExpertPacking.PEFT,
-    ) -> Adapter:
+    def decode(self, files: AdapterFiles, reading: Reading = ...) -> Adapter:
         """Read the adapter; InputError where it contradicts itself.
 
         Tensors that it cannot use and whose names match a glob of `allow_drop` are left out.
-        `expert_packing` is how stacked experts are packed where the file does not say.
         """
+        ...
+
+
+@runtime_checkable
+class Writable(Layout, Protocol):
+    """What a layout's file offers besides, where adapters can be written in it."""
+
+    def losses(self, adapter: Adapter) -> tuple[Loss, ...]:
+        """Say what the layout has no slot for, before anything is written."""
+        ...
+
+    def encode(self, adapter: Adapter, destination: Destination) -> Encoded:
+        """Name and place every tensor; `losses` were dealt with before."""
         ...
 
 
@@ -53,11 +61,12 @@ def layouts() -> Mapping[str, Layout]:
     return cast("Mapping[str, Layout]", marked(__name__, __path__, "TITLE"))
 
 
-def decode(
-    files: AdapterFiles,
-    allow_drop: tuple[str, ...] = (),
-    expert_packing: ExpertPacking = ExpertPacking.PEFT,
-) -> Adapter:
+def writable() -> Mapping[str, Writable]:
+    """The layouts that can be written, by name."""
+    return {name: layout for name, layout in layouts().items() if isinstance(layout, Writable)}
+
+
+def decode(files: AdapterFiles, reading: Reading = Reading()) -> Adapter:
     """Decode with the one layout that claims keys; InputError lists what nobody claims."""
     if not files.tensors:
         message = "no tensors, so no adapter"
@@ -69,7 +78,7 @@ def decode(
         raise InputError(message, code=Code.LAYOUT_AMBIGUOUS, file=files.source.name)
     if not claiming:
         _refuse_unclaimed(files)
-    return layouts()[claiming[0]].decode(files, allow_drop, expert_packing)
+    return layouts()[claiming[0]].decode(files, reading)
 
 
 # How other layouts name their keys, to say what a file looks like before they can be read.

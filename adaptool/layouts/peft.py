@@ -17,14 +17,17 @@ from adaptool.errors import AdaptoolError, InputError, MismatchError, gathered
 from adaptool.findings import Code, Finding, Severity
 from adaptool.layouts import Evidence
 from adaptool.layouts.peft_config import check_config
+from adaptool.layouts.peft_encode import encode, losses
 from adaptool.layouts.peft_modules import ModuleNames
 from adaptool.layouts.peft_review import review
 from adaptool.model.adapter import Adapter, Delta, Replaced
-from adaptool.model.options import ExpertPacking
+from adaptool.model.reading import Reading
 from adaptool.model.tuner import Tuner
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.tensors import TensorRef
 from adaptool.tuners import tuners
+
+__all__ = ["TITLE", "decode", "encode", "losses", "sniff"]
 
 TITLE = "PEFT"
 PREFIX = "base_model.model."
@@ -64,11 +67,7 @@ class _Sorted:
     unused: list[TensorRef] = field(default_factory=list)
 
 
-def decode(
-    files: AdapterFiles,
-    allow_drop: tuple[str, ...] = (),
-    expert_packing: ExpertPacking = ExpertPacking.PEFT,
-) -> Adapter:
+def decode(files: AdapterFiles, reading: Reading = Reading()) -> Adapter:
     """Read the adapter; InputError (with every other problem) where it contradicts itself."""
     if files.config is None:
         message = "no adapter_config.json and no config in the metadata: the scale is unknown"
@@ -76,7 +75,7 @@ def decode(
         raise InputError(message, code=Code.CONFIG_MISSING, file=files.source.name, hint=hint)
     findings = list(files.findings) + list(check_config(files.config, files.config_file))
     _refuse_unsupported(files)
-    names = ModuleNames(files.config, files.tensors, PREFIX, expert_packing)
+    names = ModuleNames(files.config, files.tensors, PREFIX, reading.expert_packing)
     found = _sort_keys(files, _endings(str(files.config["peft_type"])))
     deltas, errors = _deltas(files, found, names)
     try:
@@ -85,7 +84,7 @@ def decode(
         errors.append(error)
     if errors:
         raise gathered([_placed(error, files) for error in errors])
-    dropped = [ref for ref in found.leftover if _matches(ref.name, allow_drop)]
+    dropped = [ref for ref in found.leftover if _matches(ref.name, reading.allow_drop)]
     adapter = Adapter(
         name=files.name,
         layout="peft",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from adaptool.dtypes import Dtype
 from adaptool.findings import Finding
 from adaptool.store.tensors import TensorRef
 
@@ -47,7 +48,8 @@ class Delta:
     """One module's update: a tuner, its factors by role name, and the terms they are used on.
 
     `parameter` is the name the update belongs to, as the training library's module names it
-    (`model.layers.0.mlp.up_proj.weight`); `module` is what stands in the file's keys.
+    (`model.layers.0.mlp.up_proj.weight`); `module` is what stands in the file's keys. `dtype` is
+    what factors that are computed are written in; None: each in its own.
     """
 
     module: str
@@ -55,6 +57,7 @@ class Delta:
     tuner: str
     roles: Mapping[str, TensorRef]
     terms: Terms
+    dtype: Dtype | None = None
 
     @property
     def parameters(self) -> int:
@@ -67,7 +70,8 @@ class Replaced:
     """A whole tensor that the adapter carries: modules_to_save, a bias, a copy of the base.
 
     `rows` is set for trained token rows: row k of `value` replaces row `rows[k]`.
-    `copied_base` marks a `.base_layer.` copy, which a merge may find equal to the base.
+    `copied_base` marks a `.base_layer.` copy, which a merge may find equal to the base. `dtype` is
+    what a computed value is written in; None: its own.
     """
 
     parameter: str
@@ -75,6 +79,7 @@ class Replaced:
     rows: tuple[int, ...] | None = None
     copied_base: bool = False
     saved_module: bool = False
+    dtype: Dtype | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,237 @@
+r"""An adapter in PEFT's layout: the keys, and the adapter_config.json that PEFT reads them by.
+
+PEFT looks rank and alpha up in `rank_pattern` and `alpha_pattern`, the first key that matches
+`(.*\.)?(key)$` (PEFT >= 0.15), and falls back to `r` and `lora_alpha`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from adaptool.dtypes import Dtype
+from adaptool.layouts.peft_modules import MHA_OUT
+from adaptool.model.adapter import Adapter, Delta, Form, Replaced
+from adaptool.model.derived import F32, F64, scaled
+from adaptool.model.encoding import Destination, Encoded, Loss, Written, in_safetensors
+from adaptool.model.plan import Document
+from adaptool.names.patterns import LONGEST_PATH
+from adaptool.store.adapter_files import CONFIG_FILE, METADATA_KEYS, WEIGHTS_FILE
+from adaptool.store.documents import encode_json
+from adaptool.store.tensors import TensorRef
+from adaptool.tuners import tuners
+
+PREFIX = "base_model.model."
+TOKENS = "token_adapter.trainable_tokens_delta"
+# What a config made here says of a LoRA that no PEFT config came with.
+PLAIN: Mapping[str, Any] = {
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+    "init_lora_weights": True,
+    "lora_dropout": 0.0,
+    "modules_to_save": None,
+    "peft_type": "LORA",
+    "task_type": None,
+    "use_dora": False,
+    "use_rslora": False,
+}
+
+
+def losses(adapter: Adapter) -> tuple[Loss, ...]:
+    """What PEFT has no slot for: a delta of a tuner that it does not know."""
+    unknown = [
+        delta
+        for delta in adapter.deltas
+        if delta.tuner not in tuners() or not tuners()[delta.tuner].DECLARATION.keys
+    ]
+    if not unknown:
+        return ()
+    names = tuple(ref.name for delta in unknown for ref in delta.roles.values())
+    return (Loss(names, f"PEFT knows no tuner for {unknown[0].module}"),)
+
+
+def encode(adapter: Adapter, destination: Destination) -> Encoded:
+    """Keys as PEFT saves them; patterns where ranks or scales differ."""
+    config = config_of(adapter, bake=destination.bake)
+    tensors = [*_factors(adapter, bake=destination.bake), *_replaced(adapter)]
+    if destination.file is not None:
+        text = encode_json(config).decode()
+        return in_safetensors(destination.file, tensors, {METADATA_KEYS[0]: text, "format": "pt"})
+    document = Document(CONFIG_FILE, content=encode_json(config))
+    return in_safetensors(WEIGHTS_FILE, tensors, {"format": "pt"}, (document,))
+
+
+def _factors(adapter: Adapter, *, bake: bool) -> Iterable[Written]:
+    for delta in adapter.deltas:
+        keys = tuners()[delta.tuner].DECLARATION.keys
+        ending = {role: key for key, role in reversed(list(keys.items()))}
+        for role, ref in delta.roles.items():
+            name = f"{PREFIX}{delta.module}.{ending[role]}"
+            if bake and _carries_scale(role):
+                yield _baked(name, ref, _own_scaling(delta))
+            else:
+                yield Written(name, ref, delta.dtype or ref.dtype)
+
+
+def _carries_scale(role: str) -> bool:
+    return role in {"B", "embedding_B", "difference"}
+
+
+def _baked(name: str, ref: TensorRef, scaling: float) -> Written:
+    """Scaled once, kept in float32 where that holds more than the file's own dtype."""
+    if scaling == 1.0:
+        return Written(name, ref, ref.dtype)
+    return Written(name, scaled(ref, scaling), F64 if ref.dtype == F64 else F32)
+
+
+def _own_scaling(delta: Delta) -> float:
+    """The scaling that PEFT computes from the config.
+
+    It counts nn.MultiheadAttention's output projection twice by itself.
+    """
+    doubled = delta.module.endswith(MHA_OUT)
+    return delta.terms.scaling / 2 if doubled else delta.terms.scaling
+
+
+def _replaced(adapter: Adapter) -> Iterable[Written]:
+    for item in adapter.replaced:
+        own = item.value.name
+        name = own if own.startswith(PREFIX) else f"{PREFIX}{_replaced_key(item)}"
+        yield Written(name, item.value, item.dtype or item.value.dtype)
+
+
+def _replaced_key(item: Replaced) -> str:
+    if item.rows is None:
+        return item.parameter
+    return f"{item.parameter.removesuffix('.weight')}.{TOKENS}"
+
+
+def config_of(adapter: Adapter, *, bake: bool = False) -> dict[str, Any]:
+    """adapter_config.json as the deltas need it: what they do not decide stays as it was."""
+    known = adapter.config.get("peft_type") is not None
+    config = dict(adapter.config) if known else {**PLAIN}
+    config["base_model_name_or_path"] = adapter.base
+    ranked = [delta for delta in adapter.deltas if delta.terms.rank is not None]
+    factored = [delta for delta in ranked if {"B", "embedding_B"} & delta.roles.keys()]
+    if factored and config["peft_type"] == "LORA":
+        config |= _rank_fields(factored, rslora=bool(config.get("use_rslora")), bake=bake)
+    if not known:
+        config["use_dora"] = any(delta.tuner == "dora" for delta in adapter.deltas)
+        config["modules_to_save"] = _saved(adapter.replaced) or None
+    config["target_modules"] = _targets(config.get("target_modules"), adapter.deltas, config)
+    return _canonical(config)
+
+
+def _rank_fields(deltas: Sequence[Delta], *, rslora: bool, bake: bool) -> dict[str, Any]:
+    """r, lora_alpha and the patterns of what differs from them."""
+    names = {_lookup(delta): delta for delta in deltas}
+    ranks = {name: delta.terms.rank or 1 for name, delta in names.items()}
+    rank = _most(ranks.values())
+    if bake:
+        same = {name: float(found) for name, found in ranks.items()}
+        return {**_patterns(ranks, same, rank, float(rank)), "use_rslora": False}
+    alphas = {name: _alpha(delta, rslora=rslora) for name, delta in names.items()}
+    return _patterns(ranks, alphas, rank, _most(alphas.values()))
+
+
+def _patterns(
+    ranks: Mapping[str, int], alphas: Mapping[str, float], rank: int, alpha: float
+) -> dict[str, Any]:
+    names = list(ranks)
+    return {
+        "r": rank,
+        "lora_alpha": _number(alpha),
+        "rank_pattern": {
+            _key(name, names): found for name, found in ranks.items() if found != rank
+        },
+        "alpha_pattern": {
+            _key(name, names): _number(found) for name, found in alphas.items() if found != alpha
+        },
+    }
+
+
+def _lookup(delta: Delta) -> str:
+    """The name that PEFT looks patterns up by."""
+    if delta.terms.form is Form.EXPERTS or delta.terms.conventions.get("parameter"):
+        return delta.parameter
+    return delta.parameter.removesuffix(".weight")
+
+
+def _key(name: str, names: Sequence[str]) -> str:
+    """The name, anchored where another module's name ends with it."""
+    shared = any(other.endswith(f".{name}") for other in names)
+    return f"^{name}" if shared else name
+
+
+def _alpha(delta: Delta, *, rslora: bool) -> float:
+    """The alpha that gives the scaling: the one it was read with where that still does."""
+    rank, scaling = delta.terms.rank or 1, _own_scaling(delta)
+    divisor = math.sqrt(rank) if rslora else rank
+    alpha = delta.terms.alpha
+    if alpha is not None and alpha / divisor == scaling:
+        return alpha
+    return scaling * divisor
+
+
+def _most(values: Iterable[Any]) -> Any:  # noqa: ANN401 - ranks or alphas
+    """The most frequent value, of several the largest."""
+    counts = Counter(values)
+    return max(counts, key=lambda value: (counts[value], value))
+
+
+def _number(value: float) -> float | int:
+    return int(value) if value == int(value) else value
+
+
+def _saved(replaced: Sequence[Replaced]) -> list[str]:
+    return sorted({item.parameter.rpartition(".")[0] for item in replaced if item.saved_module})
+
+
+def _targets(given: object, deltas: Sequence[Delta], config: Mapping[str, Any]) -> object:
+    """`target_modules` as it is where it names every module, else the modules' last names."""
+    modules = [
+        delta.parameter.removesuffix(".weight")
+        for delta in deltas
+        if delta.tuner != "shift" and _lookup(delta) != delta.parameter
+    ]
+    named = set(config.get("target_parameters") or ())
+    if given is not None and all(_is_targeted(module, given) for module in modules):
+        return given
+    if not modules and named:
+        return given
+    return sorted({_last_name(module) for module in modules})
+
+
+def _is_targeted(module: str, given: object) -> bool:
+    if given == "all-linear":
+        return True
+    if isinstance(given, str):
+        return re.fullmatch(given, module[:LONGEST_PATH]) is not None
+    if isinstance(given, Sequence | set | frozenset):
+        return any(f".{module}".endswith(f".{name}") for name in given)
+    return False
+
+
+def _last_name(module: str) -> str:
+    """`q_proj`; `to_out.0` where a number alone would fit every list of modules."""
+    parts = module.split(".")
+    count = next((n for n, part in enumerate(reversed(parts), 1) if not part.isdigit()), len(parts))
+    return ".".join(parts[-count:])
+
+
+def _canonical(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Sorted keys, sorted sets: PEFT writes lists that were sets in any order."""
+    body = dict(sorted(config.items()))
+    for name in ("target_modules", "modules_to_save", "exclude_modules"):
+        if isinstance(body.get(name), list | tuple | set):
+            body[name] = sorted(body[name])
+    return body
+
+
+def stored_dtype(refs: Iterable[TensorRef]) -> Dtype:
+    """The widest dtype among the refs: what newly made factors are written in by default."""
+    return max((ref.dtype for ref in refs), key=lambda dtype: dtype.bits)

@@ -1,0 +1,80 @@
+"""What a layout makes of an adapter: one weights file, its header final, and its documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from adaptool.dtypes import Dtype
+from adaptool.findings import Finding
+from adaptool.model.plan import Document
+from adaptool.store.header import canonical_order, encode_header, tensor_bytes
+from adaptool.store.tensors import TensorRef
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One tensor of the output: its name there, where its numbers come from, its dtype there."""
+
+    name: str
+    ref: TensorRef
+    dtype: Dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a layout has no slot for: the names of the tensors concerned, and why."""
+
+    tensors: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where an adapter goes: `file` is the name of the one file, None for a directory.
+
+    `bake`: readers there ignore patterns and rsLoRA, so every module gets alpha = r.
+    """
+
+    file: str | None = None
+    bake: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An adapter in a layout: `tensors` in file order, each at its absolute offset."""
+
+    file: str
+    header: bytes
+    tensors: tuple[Written, ...]
+    offsets: tuple[int, ...]
+    documents: tuple[Document, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights file, as far as its tensors reach."""
+        ends = [
+            offset + tensor_bytes(tensor.dtype, tensor.ref.shape)
+            for offset, tensor in zip(self.offsets, self.tensors, strict=True)
+        ]
+        return max(ends, default=len(self.header))
+
+
+def in_safetensors(
+    file: str,
+    tensors: Sequence[Written],
+    metadata: Mapping[str, str],
+    documents: tuple[Document, ...] = (),
+    findings: tuple[Finding, ...] = (),
+) -> Encoded:
+    """A safetensors file in the order in which the library writes."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    entries = canonical_order([(each.name, each.dtype, each.ref.shape) for each in tensors])
+    header = encode_header(entries, dict(metadata))
+    ordered, offsets, end = [], [], len(header)
+    for name, dtype, shape in entries:
+        ordered.append(by_name[name])
+        offsets.append(end)
+        end += tensor_bytes(dtype, shape)
+    return Encoded(file, header, tuple(ordered), tuple(offsets), documents, findings)
