@@ -12,7 +12,7 @@ from adaptool.errors import InputError
 from adaptool.findings import Code
 from adaptool.model.adapter import Adapter
 from adaptool.model.encoding import Destination, Encoded, Loss
-from adaptool.model.reading import Reading
+from adaptool.model.reading import AS_IT_STANDS, Reading
 from adaptool.store.adapter_files import AdapterFiles
 
 
@@ -66,7 +66,7 @@ def writable() -> Mapping[str, Writable]:
     return {name: layout for name, layout in layouts().items() if isinstance(layout, Writable)}
 
 
-def decode(files: AdapterFiles, reading: Reading = Reading()) -> Adapter:
+def decode(files: AdapterFiles, reading: Reading = AS_IT_STANDS) -> Adapter:
     """Decode with the one layout that claims keys; InputError lists what nobody claims."""
     if not files.tensors:
         message = "no tensors, so no adapter"

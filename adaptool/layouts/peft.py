@@ -21,7 +21,7 @@ from adaptool.layouts.peft_encode import encode, losses
 from adaptool.layouts.peft_modules import ModuleNames
 from adaptool.layouts.peft_review import review
 from adaptool.model.adapter import Adapter, Delta, Replaced
-from adaptool.model.reading import Reading
+from adaptool.model.reading import AS_IT_STANDS, Reading
 from adaptool.model.tuner import Tuner
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.tensors import TensorRef
@@ -67,7 +67,7 @@ class _Sorted:
     unused: list[TensorRef] = field(default_factory=list)
 
 
-def decode(files: AdapterFiles, reading: Reading = Reading()) -> Adapter:
+def decode(files: AdapterFiles, reading: Reading = AS_IT_STANDS) -> Adapter:
     """Read the adapter; InputError (with every other problem) where it contradicts itself."""
     if files.config is None:
         message = "no adapter_config.json and no config in the metadata: the scale is unknown"

@@ -34,3 +34,7 @@ class Reading:
     alpha: float | None = None
     scale: float | None = None
     base: BaseNames | None = None
+
+
+AS_IT_STANDS = Reading()
+"""Nothing is said: the file must say it all."""
