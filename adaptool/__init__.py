@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from adaptool.api import inspect, merge, validate, verify
+    from adaptool.api import inspect, merge, resize, validate, verify
     from adaptool.errors import (
         AdaptoolError,
         BusyError,
@@ -48,11 +48,12 @@ __all__ = [
     "__version__",
     "inspect",
     "merge",
+    "resize",
     "validate",
     "verify",
 ]
 
-_VERBS = frozenset({"inspect", "merge", "validate", "verify"})
+_VERBS = frozenset({"inspect", "merge", "resize", "validate", "verify"})
 
 
 def __getattr__(name: str) -> object:

@@ -98,6 +98,7 @@ class Code(StrEnum):
     NOT_FINITE = "not-finite"
     ALL_ZERO = "all-zero"
     RESULT_NOT_FINITE = "result-not-finite"
+    DELTA_LOST = "delta-lost"
     TENSOR_UNUSED = "tensor-unused"
     TENSOR_DROPPED = "tensor-dropped"
     # adapter against base
@@ -124,6 +125,12 @@ class Code(StrEnum):
     PICKLE_ONLY = "pickle-only"
     CHECKPOINT_MISSING = "checkpoint-missing"
     CUSTOM_CODE = "custom-code"
+    # adapter against a runtime (validate --target)
+    TARGET_REFUSED = "target-refused"
+    TARGET_IGNORED = "target-ignored"
+    TARGET_MIS_SCALED = "target-mis-scaled"
+    TARGET_CONDITIONAL = "target-conditional"
+    TARGET_UNCHECKED = "target-unchecked"
     # output and machine
     USAGE = "usage"
     OUTPUT_EXISTS = "output-exists"
@@ -142,6 +149,11 @@ class Code(StrEnum):
     DEVICE_FAILED = "device-failed"
     OUT_OF_MEMORY = "out-of-memory"
     UNSUPPORTED = "unsupported"
+    LAYOUT_CANNOT_HOLD = "layout-cannot-hold"
+    BUDGET_TOO_SMALL = "budget-too-small"
+    NOTHING_TO_DO = "nothing-to-do"
+    WRITTEN_AS_LORA = "written-as-lora"
+    DORA_DIRECTION = "dora-direction"
     INTEGRITY = "integrity"
     DIFFERENT = "different"
     NETWORK = "network"

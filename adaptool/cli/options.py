@@ -124,6 +124,34 @@ def allow_pickle(command: F) -> F:
     )(command)
 
 
+def adapter_dtype(command: F) -> F:
+    """--dtype of an adapter that is written."""
+    return click.option(
+        "--dtype",
+        type=click.Choice([kind.value for kind in OutputDtype]),
+        default=OutputDtype.KEEP.value,
+        show_default=True,
+        help="Dtype of the tensors written.",
+    )(command)
+
+
+def adapter_scale(command: F) -> F:
+    """--alpha and --scale, for a file that carries neither."""
+    alpha = click.option(
+        "--alpha",
+        type=values.number,
+        metavar="N",
+        help="lora_alpha of a file that carries no scale.",
+    )
+    scale = click.option(
+        "--scale",
+        type=values.number,
+        metavar="F",
+        help="What multiplies B A in a file that carries no scale.",
+    )
+    return _stacked(alpha, scale)(command)
+
+
 def values_flag(command: F) -> F:
     """--values."""
     return click.option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from adaptool.engine.arithmetic import Arithmetic, torch_dtype
 from adaptool.errors import InputError
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # size (two pairs: rows of neighbouring modules alternate), older ones within this much memory.
 KEPT_BYTES = 16 * 1024 * 1024
 KEPT_ALWAYS = 4
+
+_Key: TypeAlias = tuple[int, int, tuple[int, ...]]
 
 
 def load(ref: TensorRef) -> torch.Tensor:
@@ -39,31 +41,35 @@ class FactorStore:
         """`arithmetic` says to which dtype and device factors go."""
         self._arithmetic = arithmetic
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[int, int], torch.Tensor] = OrderedDict()
+        self._kept: OrderedDict[_Key, torch.Tensor] = OrderedDict()
         self._bytes = 0
 
     def factors(self, delta: Delta) -> Mapping[str, torch.Tensor]:
-        """The delta's factors by role, in the arithmetic's dtype and on its device."""
+        """The delta's factors by role, on the arithmetic's device and in its dtype.
+
+        Whole numbers (indices) keep their dtype: float32 would round large ones.
+        """
         return {role: self._factor(ref) for role, ref in delta.roles.items()}
 
     def _factor(self, ref: TensorRef) -> torch.Tensor:
         import torch
 
-        key = (id(ref.source), ref.offset)
+        key = (id(ref.source), ref.offset, ref.shape)
         with self._lock:
             found = self._kept.get(key)
             if found is not None:
                 self._kept.move_to_end(key)
                 return found
         loaded = load(ref)
-        _check_finite(ref, loaded)
-        factor = loaded.to(device=self._arithmetic.device, dtype=self._arithmetic.dtype)
+        check_finite(ref, loaded)
+        dtype = self._arithmetic.dtype if ref.dtype.floating else loaded.dtype
+        factor = loaded.to(device=self._arithmetic.device, dtype=dtype)
         if factor.is_cuda:
             torch.cuda.current_stream(factor.device).synchronize()  # others use other streams
         self._keep(key, factor)
         return factor
 
-    def _keep(self, key: tuple[int, int], factor: torch.Tensor) -> None:
+    def _keep(self, key: _Key, factor: torch.Tensor) -> None:
         size = factor.numel() * factor.element_size()
         with self._lock:
             if key in self._kept:
@@ -75,7 +81,8 @@ class FactorStore:
                 self._bytes -= old.numel() * old.element_size()
 
 
-def _check_finite(ref: TensorRef, values: torch.Tensor) -> None:
+def check_finite(ref: TensorRef, values: torch.Tensor) -> None:
+    """InputError where a factor holds NaN or infinities."""
     import torch
 
     values = values.float() if values.element_size() == 1 else values

@@ -43,25 +43,39 @@ def write_model(
     progress: Progress | None = None,
     disk: Disk | None = None,
     tile_elements: int = TILE_ELEMENTS,
+    single_file: bool = False,
 ) -> Written:
     """Write the plan's output to `out`, whole or not at all.
+
+    With `single_file`, `out` is the plan's one file: no document and no receipt lies beside it.
 
     OutputError and what else goes wrong leave `out` as it was; an interrupted run stays staged
     and is taken up by the same command.
     """
     check_device(machine)
-    with Staging.open(out, plan.digest(), disk or Disk(), overwrite=overwrite) as staging:
+    kept = disk or Disk()
+    with Staging.open(
+        out, plan.digest(), kept, overwrite=overwrite, single_file=single_file
+    ) as staging:
         outcome = _fill(plan, staging, machine, progress, tile_elements)
-        outputs = [_document(staging, document) for document in plan.documents]
-        outputs += [OutputEntry(file.name, file.size) for file in plan.files]
-        outputs.sort(key=lambda entry: entry.name)
-        if checksum:
-            outputs = [_hashed(staging.placement.payload, entry) for entry in outputs]
-            _put(staging, SUMS, _sums(outputs))
-        _put(staging, RECEIPT, encode_json(receipt(command, plan, outputs, outcome.stats)))
+        if not single_file:
+            _put_documents(staging, plan, command, outcome, checksum=checksum)
         _check_unchanged(plan)
         staging.commit()
         return Written(outcome, staging.findings)
+
+
+def _put_documents(
+    staging: Staging, plan: Plan, command: str, outcome: Outcome, *, checksum: bool
+) -> None:
+    """The small files, the checksums where asked for, and the receipt of all."""
+    outputs = [_document(staging, document) for document in plan.documents]
+    outputs += [OutputEntry(file.name, file.size) for file in plan.files]
+    outputs.sort(key=lambda entry: entry.name)
+    if checksum:
+        outputs = [_hashed(staging.placement.payload, entry) for entry in outputs]
+        _put(staging, SUMS, _sums(outputs))
+    _put(staging, RECEIPT, encode_json(receipt(command, plan, outputs, outcome.stats)))
 
 
 def _check_unchanged(plan: Plan) -> None:

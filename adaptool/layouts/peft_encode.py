@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from adaptool.dtypes import Dtype
-from adaptool.layouts.peft_modules import MHA_OUT
+from adaptool.layouts.peft_modules import MHA_OUT, pattern_name
 from adaptool.model.adapter import Adapter, Delta, Form, Replaced
 from adaptool.model.derived import F32, F64, scaled
 from adaptool.model.encoding import Destination, Encoded, Loss, Written, in_safetensors
@@ -128,7 +128,7 @@ def config_of(adapter: Adapter, *, bake: bool = False) -> dict[str, Any]:
 
 def _rank_fields(deltas: Sequence[Delta], *, rslora: bool, bake: bool) -> dict[str, Any]:
     """r, lora_alpha and the patterns of what differs from them."""
-    names = {_lookup(delta): delta for delta in deltas}
+    names = {looked_up(delta): delta for delta in deltas}
     ranks = {name: delta.terms.rank or 1 for name, delta in names.items()}
     rank = _most(ranks.values())
     if bake:
@@ -154,11 +154,11 @@ def _patterns(
     }
 
 
-def _lookup(delta: Delta) -> str:
-    """The name that PEFT looks patterns up by."""
+def looked_up(delta: Delta) -> str:
+    """The name that PEFT looks rank and alpha up by; modules that share it share both."""
     if delta.terms.form is Form.EXPERTS or delta.terms.conventions.get("parameter"):
         return delta.parameter
-    return delta.parameter.removesuffix(".weight")
+    return pattern_name(delta.module)
 
 
 def _key(name: str, names: Sequence[str]) -> str:
@@ -194,9 +194,9 @@ def _saved(replaced: Sequence[Replaced]) -> list[str]:
 def _targets(given: object, deltas: Sequence[Delta], config: Mapping[str, Any]) -> object:
     """`target_modules` as it is where it names every module, else the modules' last names."""
     modules = [
-        delta.parameter.removesuffix(".weight")
+        looked_up(delta)
         for delta in deltas
-        if delta.tuner != "shift" and _lookup(delta) != delta.parameter
+        if delta.tuner != "shift" and looked_up(delta) != delta.parameter
     ]
     named = set(config.get("target_parameters") or ())
     if given is not None and all(_is_targeted(module, given) for module in modules):

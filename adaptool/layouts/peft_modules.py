@@ -159,5 +159,15 @@ def unwrapped(path: str) -> tuple[str, int]:
     return path, depth
 
 
+def pattern_name(path: str) -> str:
+    """The module that PEFT looks rank and alpha up for, from the path in a key.
+
+    An nn.MultiheadAttention's output projection has those of the attention itself.
+    """
+    return unwrapped(path.removesuffix(".out_proj") if path.endswith(MHA_OUT) else path)[0].replace(
+        f"{WRAPPED}.", "."
+    )
+
+
 def _registration(name: str) -> tuple[int, str]:
     return (REGISTERED.index(name) if name in REGISTERED else len(REGISTERED), name)

@@ -32,10 +32,11 @@ def inputs_of(
             for shard in base.shards
         ],
     }
-    return (entry, *(_adapter_input(*adapter) for adapter in adapters))
+    return (entry, *(adapter_input(*adapter) for adapter in adapters))
 
 
-def _adapter_input(files: AdapterFiles, adapter: Adapter, weight: float) -> Mapping[str, Any]:
+def adapter_input(files: AdapterFiles, adapter: Adapter, weight: float = 1.0) -> Mapping[str, Any]:
+    """One adapter as a receipt lists it."""
     config = config_bytes(files.config) if files.config is not None else None
     return {
         "role": "adapter",

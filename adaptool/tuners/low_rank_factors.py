@@ -10,14 +10,16 @@ BD-LoRA (PEFT's `use_bdlora`) stores one factor as blocks that stand on a diagon
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from adaptool.errors import InputError
 from adaptool.findings import Code
 from adaptool.model.adapter import Form, Terms
+from adaptool.model.tuner import Effect
 from adaptool.model.view import View
+from adaptool.tuners.products import LowRankUpdate, oriented_pair, product_update
 from adaptool.tuners.scaling import alpha_of, lora_scaling, rank_of
 
 if TYPE_CHECKING:
@@ -29,9 +31,20 @@ KEYS: Mapping[str, str] = MappingProxyType(
         "lora_B.weight": "B",
         "lora_embedding_A": "embedding_A",
         "lora_embedding_B": "embedding_B",
+        "lora_B.bias": "difference",
     }
 )
 """PEFT key ending -> role."""
+
+
+def effects(terms: Terms, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Effect, ...]:
+    """The weight's update, and with `lora_bias` the shift of the bias at the same scale."""
+    bias = frozenset({"difference"})
+    found = Effect("weight", frozenset(shapes) - bias, terms)
+    if "difference" not in shapes:
+        return (found,)
+    shift = Terms(Form.VECTOR, out=shapes["difference"][0], inner=1, scaling=terms.scaling)
+    return found, Effect("bias", bias, shift, tuner="shift")
 
 
 def terms(config: Mapping[str, Any], module: str, shapes: Mapping[str, tuple[int, ...]]) -> Terms:
@@ -164,46 +177,19 @@ def _refuse_ranks(a: tuple[int, ...], b: tuple[int, ...], module: str) -> None:
     raise InputError(message, code=Code.FACTOR_RANKS_DIFFER, tensor=module, hint=hint)
 
 
-class LowRankUpdate:
-    """`weight * s * left @ right`, rows and columns as the view takes them."""
-
-    def __init__(
-        self, left: torch.Tensor, right: torch.Tensor, scaling: float, *, exact: bool
-    ) -> None:
-        """left (rows, r), right (r, columns); in float64 the scale goes into the factor."""
-        self._exact = exact
-        self._left = left * scaling if exact else left
-        self._right = right
-        self._scaling = scaling
-
-    def accumulate(self, out: torch.Tensor, base: torch.Tensor, rows: slice) -> None:  # noqa: ARG002 - the seam passes W to every tuner
-        """out += (left @ right)[rows] * s."""
-        if self._exact:
-            out.addmm_(self._left[rows], self._right)
-        else:
-            # float32: the product first, then the scale, then the sum, as PEFT does it.
-            out.add_((self._left[rows] @ self._right).mul_(self._scaling))
-
-
 def low_rank_update(
     factors: Mapping[str, torch.Tensor], terms: Terms, view: View, weight: float, exact: bool
 ) -> LowRankUpdate:
     """The plain additive update `weight * s * B A` under `view`."""
-    left, right = oriented(factors, terms, view)
-    return LowRankUpdate(left, right, terms.scaling * weight, exact=exact)
+    pair = product_factors(factors, terms, view.expert)
+    return product_update(pair, view, terms.scaling * weight, exact=exact)
 
 
 def oriented(
     factors: Mapping[str, torch.Tensor], terms: Terms, view: View
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """left (rows, r) and right (r, columns) whose product is the unscaled delta under `view`."""
-    b, a = product_factors(factors, terms, view.expert)
-    left, right = (a.T, b.T) if view.transposed else (b, a)
-    if view.take_rows is not None:
-        left = left[list(view.take_rows.indices())]
-    if view.take_columns is not None:
-        right = right[:, list(view.take_columns.indices())]
-    return left.contiguous(), right.contiguous()
+    return oriented_pair(product_factors(factors, terms, view.expert), view)
 
 
 def product_factors(
@@ -240,3 +226,42 @@ def _diagonal(factor: torch.Tensor, blocks: int) -> torch.Tensor:
         rows = slice(block * height, (block + 1) * height)
         spread[rows, block * width : (block + 1) * width] = factor[rows]
     return spread
+
+
+def stored_shapes(terms: Terms, rank: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the factors that `stored_factors` gives, by role."""
+    if terms.form is Form.EMBEDDING:
+        return {"embedding_A": (rank, terms.inner), "embedding_B": (terms.out, rank)}
+    if terms.form is Form.EXPERTS:
+        stack = terms.experts * rank
+        return {"A": (stack, terms.inner), "B": (terms.out, stack)}
+    inner = terms.inner
+    for size in terms.kernel:
+        inner //= size
+    return {
+        "A": (rank, inner, *terms.kernel),
+        "B": (terms.out, rank, *(1 for _ in terms.kernel)),
+    }
+
+
+def stored_factors(
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], terms: Terms
+) -> dict[str, torch.Tensor]:
+    """The factors of one matrix (or of all experts) as LoRA stores them, by role.
+
+    The inverse of `product_factors`: left (out, r) and right (r, in) of each matrix, all of one r.
+    """
+    import torch
+
+    left, right = pairs[0]
+    shapes = stored_shapes(terms, right.shape[0])
+    if terms.form is Form.EMBEDDING:
+        return {"embedding_A": right, "embedding_B": left}
+    if terms.form is Form.EXPERTS:
+        # (out, expert, r) or (out, r, expert): which of both varies fastest is the packing.
+        columns = torch.stack([pair[0] for pair in pairs], dim=1)
+        if terms.conventions.get("packing") != "unsloth":
+            columns = columns.transpose(1, 2)
+        stack = torch.cat([pair[1] for pair in pairs])
+        return {"A": stack, "B": columns.reshape(shapes["B"])}
+    return {"A": right.reshape(shapes["A"]), "B": left.reshape(shapes["B"])}

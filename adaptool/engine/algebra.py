@@ -1,0 +1,171 @@
+"""Low-rank algebra on adapters: factors that are computed when somebody reads them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from typing import TYPE_CHECKING, Protocol, cast
+
+from adaptool.engine.arithmetic import Arithmetic, arithmetic
+from adaptool.engine.factors import check_finite, load
+from adaptool.engine.tiles import TILE_ELEMENTS
+from adaptool.linalg.factored import singular_values, truncated
+from adaptool.model.adapter import Delta, Terms
+from adaptool.model.algebra import Spectra
+from adaptool.model.derived import F64
+from adaptool.model.options import Machine, Precision
+from adaptool.store.source import check_unchanged
+from adaptool.store.tensors import TensorRef
+from adaptool.tuners import tuners
+from adaptool.tuners.low_rank_factors import stored_factors, stored_shapes
+
+if TYPE_CHECKING:
+    import torch
+
+    Factors = Mapping[str, torch.Tensor]
+    Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+class LowRank(Protocol):
+    """What a tuner offers whose delta, or the core of it, is a product of thin factors."""
+
+    def product_factors(self, factors: Factors, terms: Terms, expert: int | None) -> Pair:
+        """(out, r) and (r, in) whose product is the unscaled delta of one matrix."""
+        ...
+
+
+class Job:
+    """One computation of several tensors; its result is kept until all of them were read once."""
+
+    def __init__(self, make: Callable[[], Factors], parents: Sequence[TensorRef]) -> None:
+        """`make` computes the tensors by role, in float64, from the stored `parents`."""
+        self.parents = tuple(parents)
+        self._make = make
+        self._lock = threading.Lock()
+        self._made: dict[str, torch.Tensor] = {}
+        self._unread: dict[str, int] = {}
+
+    def copy_into(self, role: str, offset: int, target: memoryview) -> None:
+        """Bytes of one tensor from `offset` on; computes all of them where none is kept."""
+        import torch
+
+        with self._lock:
+            if role not in self._made:
+                with torch.inference_mode():
+                    self._made = {name: made.cpu() for name, made in self._make().items()}
+                self._unread = {name: made.nbytes for name, made in self._made.items()}
+            raw = self._made[role].contiguous().reshape(-1).view(torch.uint8).numpy().data
+            target[:] = raw[offset : offset + len(target)]
+            self._unread[role] -= len(target)
+            if self._unread[role] <= 0:
+                del self._made[role]
+
+
+class ComputedSource:
+    """One tensor of a job, as a source of float64 bytes."""
+
+    def __init__(self, job: Job, role: str, size: int) -> None:
+        """`size` in bytes."""
+        self.job = job
+        self._role = role
+        self._size = size
+
+    @property
+    def parents(self) -> tuple[TensorRef, ...]:
+        """The tensors it is computed from."""
+        return self.job.parents
+
+    @property
+    def name(self) -> str:
+        """The file of the first parent."""
+        return self.job.parents[0].file
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._size
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Compute, or go on with what was computed."""
+        self.job.copy_into(self._role, offset, buffer.cast("B"))
+
+    def check_unchanged(self) -> None:
+        """IntegrityError where a parent's file changed since it was opened."""
+        for parent in self.job.parents:
+            check_unchanged(parent.source)
+
+    def close(self) -> None:
+        """The files belong to whoever opened them."""
+
+
+def computed(
+    make: Callable[[], Factors],
+    parents: Sequence[TensorRef],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, TensorRef]:
+    """Tensors by role, in float64, that one call of `make` gives."""
+    job = Job(make, parents)
+    refs = {}
+    for role, shape in shapes.items():
+        length = 8 * prod(shape)
+        source = ComputedSource(job, role, length)
+        refs[role] = TensorRef(parents[0].name, F64, shape, 0, length, source)
+    return refs
+
+
+class FactorAlgebra:
+    """`model.algebra.Algebra` with torch, on the machine's device, in float64."""
+
+    def __init__(self, machine: Machine) -> None:
+        """Nothing is imported before something is computed."""
+        self._machine = machine
+        self._settled: Arithmetic | None = None
+
+    @property
+    def _arithmetic(self) -> Arithmetic:
+        if self._settled is None:
+            self._settled = arithmetic(self._machine, Precision.FLOAT64, TILE_ELEMENTS)
+        return self._settled
+
+    def spectra(self, deltas: Sequence[Delta]) -> list[Spectra]:
+        """Singular values of every delta, several deltas at a time."""
+        with ThreadPoolExecutor(self._arithmetic.workers) as pool:
+            return list(pool.map(self._spectrum, deltas))
+
+    def _spectrum(self, delta: Delta) -> Spectra:
+        import torch
+
+        scaling = abs(delta.terms.scaling)
+        with torch.inference_mode():
+            return tuple(
+                tuple(value * scaling for value in singular_values(left, right))
+                for left, right in self.products(delta)
+            )
+
+    def products(self, delta: Delta) -> Iterator[Pair]:
+        """Unscaled (out, r) and (r, in) of the delta, or of each of its experts."""
+        factors = {role: self.factor(ref) for role, ref in delta.roles.items()}
+        tuner = cast("LowRank", tuners()[delta.tuner])
+        for expert in range(delta.terms.experts) if delta.terms.experts else (None,):
+            yield tuner.product_factors(factors, delta.terms, expert)
+
+    def factor(self, ref: TensorRef) -> torch.Tensor:
+        """One factor in float64 on the device; InputError where it is not finite."""
+        values = load(ref)
+        check_finite(ref, values)
+        return values.to(device=self._arithmetic.device).double()
+
+    def truncated(self, delta: Delta, rank: int) -> Mapping[str, TensorRef]:
+        """B' and A', the best approximation of B A at `rank`, as LoRA stores them."""
+
+        def make() -> Factors:
+            pairs = []
+            for left, right in self.products(delta):
+                best = truncated(left, right, rank)
+                pairs.append((best.left, best.right))
+            return stored_factors(pairs, delta.terms)
+
+        parents = list(delta.roles.values())
+        return computed(make, parents, stored_shapes(delta.terms, rank))

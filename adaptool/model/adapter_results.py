@@ -1,0 +1,60 @@
+"""What the verbs of adapter space return; `as_json` gives the keys that contract.md fixes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adaptool.findings import Finding
+
+
+@dataclass(frozen=True, slots=True)
+class ResizedModule:
+    """One module of a resize.
+
+    `relative_error`: |delta - resized| / |delta|; `energy`: the share of the delta's sum of
+    squares that is kept. Both are of the truncation: rounding to a 16-bit dtype comes on top.
+    """
+
+    module: str
+    rank_before: int
+    rank_after: int
+    relative_error: float
+    energy: float
+
+    def as_json(self) -> dict[str, Any]:
+        """One entry of `modules`."""
+        return {
+            "module": self.module,
+            "rank_before": self.rank_before,
+            "rank_after": self.rank_after,
+            "relative_error": self.relative_error,
+            "energy": self.energy,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ResizeResult:
+    """A finished resize, or with `dry_run` what one would do."""
+
+    out: Path
+    modules: tuple[ResizedModule, ...]
+    relative_error: float
+    parameters_before: int
+    parameters_after: int
+    bytes: int
+    findings: tuple[Finding, ...] = ()
+    dry_run: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that `resize --json` prints."""
+        return {
+            "out": str(self.out),
+            "modules": [module.as_json() for module in self.modules],
+            "relative_error": self.relative_error,
+            "parameters": {"before": self.parameters_before, "after": self.parameters_after},
+            "bytes": self.bytes,
+            "dry_run": self.dry_run,
+            "findings": [finding.as_json() for finding in self.findings],
+        }

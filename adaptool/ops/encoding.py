@@ -1,0 +1,84 @@
+"""An adapter on its way into a layout: what would be lost is said first."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from adaptool.errors import AdaptoolError, MismatchError, gathered
+from adaptool.findings import Code
+from adaptool.layouts import writable
+from adaptool.model.adapter import Adapter, Delta, Replaced
+from adaptool.model.derived import leaves
+from adaptool.model.encoding import Destination, Encoded, Loss
+from adaptool.store.tensors import TensorRef
+
+SINGLE_FILES = frozenset({".safetensors", ".st", ".sft", ".gguf"})
+
+
+def single_file(out: Path) -> bool:
+    """Whether OUT names a file: it has the suffix of one and is no directory."""
+    return out.suffix.lower() in SINGLE_FILES and not out.is_dir()
+
+
+def encoded(
+    adapter: Adapter, layout: str, destination: Destination, allow_drop: Sequence[str] = ()
+) -> tuple[Encoded, tuple[str, ...]]:
+    """The adapter in `layout`, and the names of tensors that were left out as allowed.
+
+    MismatchError (exit 4) lists what the layout cannot hold and `allow_drop` does not name.
+    """
+    target = writable()[layout]
+    losses = target.losses(adapter)
+    dropped = tuple(name for loss in losses for name in loss.tensors)
+    refused = [
+        _refusal(adapter, layout, loss, lost)
+        for loss in losses
+        for lost in [[name for name in loss.tensors if not _allowed(name, allow_drop)]]
+        if lost
+    ]
+    if refused:
+        raise gathered(refused)
+    return target.encode(_without(adapter, frozenset(dropped)), destination), dropped
+
+
+def _refusal(adapter: Adapter, layout: str, loss: Loss, lost: Sequence[str]) -> AdaptoolError:
+    message = f"{loss.why}; {layout} cannot hold {len(lost)} tensors"
+    hint = f"--allow-drop {lost[0]!r} leaves it out; merge keeps everything"
+    return MismatchError(
+        message, code=Code.LAYOUT_CANNOT_HOLD, file=adapter.name, tensor=lost[0], hint=hint
+    )
+
+
+def _allowed(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _without(adapter: Adapter, names: frozenset[str]) -> Adapter:
+    """The adapter without what is made of these stored tensors."""
+    if not names:
+        return adapter
+    return replace(
+        adapter,
+        deltas=tuple(kept for delta in adapter.deltas if (kept := _rest(delta, names))),
+        replaced=tuple(item for item in adapter.replaced if not _stands_in(item, names)),
+    )
+
+
+def _rest(delta: Delta, names: frozenset[str]) -> Delta | None:
+    """The delta without the roles concerned; None where its factors are among them."""
+    roles = {role: ref for role, ref in delta.roles.items() if not _is_of(ref, names)}
+    whole = len(roles) == len(delta.roles)
+    if whole:
+        return delta
+    return replace(delta, roles=roles, tuner="lora") if {"A", "B"} <= roles.keys() else None
+
+
+def _stands_in(item: Replaced, names: frozenset[str]) -> bool:
+    return _is_of(item.value, names)
+
+
+def _is_of(ref: TensorRef, names: frozenset[str]) -> bool:
+    return any(leaf.name in names for leaf in leaves(ref))
