@@ -32,6 +32,36 @@ def singular_values(left: torch.Tensor, right: torch.Tensor) -> tuple[float, ...
 
 
 @dataclass(frozen=True, slots=True)
+class Thin:
+    """A thin QR decomposition whose Q is never formed: products with it cost a third.
+
+    `upper` is R, (k, n) with k = min(m, n) for a matrix (m, n).
+    """
+
+    upper: torch.Tensor
+    reflectors: torch.Tensor
+    tau: torch.Tensor
+
+    @classmethod
+    def of(cls, matrix: torch.Tensor) -> Thin:
+        """Decompose `matrix`."""
+        import torch
+
+        packed, tau = torch.geqrf(matrix)
+        size = min(matrix.shape)
+        return cls(packed[:size].triu(), packed[:, :size], tau)
+
+    def times(self, columns: torch.Tensor) -> torch.Tensor:
+        """Q @ columns, (m, n) from (k, n)."""
+        import torch
+
+        spread = columns.new_zeros((self.reflectors.shape[0], columns.shape[1]))
+        spread[: columns.shape[0]] = columns
+        product: torch.Tensor = torch.ormqr(self.reflectors, self.tau, spread)
+        return product
+
+
+@dataclass(frozen=True, slots=True)
 class Truncated:
     """The best approximation of a product at a rank, as balanced factors, in float64.
 
@@ -49,15 +79,14 @@ def truncated(left: torch.Tensor, right: torch.Tensor, rank: int) -> Truncated:
     """left (out, r) @ right (r, in) at rank `rank`, in time O((out + in) r^2)."""
     import torch
 
-    basis_left, upper_left = torch.linalg.qr(left.double())
-    basis_right, upper_right = torch.linalg.qr(right.double().T)
-    u, values, v = torch.linalg.svd(upper_left @ upper_right.T, full_matrices=False)
+    thin_left, thin_right = Thin.of(left.double()), Thin.of(right.double().T)
+    u, values, v = torch.linalg.svd(thin_left.upper @ thin_right.upper.T, full_matrices=False)
     kept = min(rank, len(values))
     root = values[:kept].sqrt()
     new_left = left.new_zeros((left.shape[0], rank), dtype=torch.float64)
     new_right = right.new_zeros((rank, right.shape[1]), dtype=torch.float64)
-    new_left[:, :kept] = basis_left @ (u[:, :kept] * root)
-    new_right[:kept] = (root[:, None] * v[:kept]) @ basis_right.T
+    new_left[:, :kept] = thin_left.times(u[:, :kept] * root)
+    new_right[:kept] = thin_right.times(v[:kept].T * root).T
     return Truncated(new_left, new_right, tuple(values.tolist()))
 
 
