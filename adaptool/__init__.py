@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from adaptool.api import inspect, merge, resize, validate, verify
+    from adaptool.api import combine, convert, diff, inspect, merge, resize, validate, verify
     from adaptool.errors import (
         AdaptoolError,
         BusyError,
@@ -46,6 +46,9 @@ __all__ = [
     "ResourceError",
     "UsageError",
     "__version__",
+    "combine",
+    "convert",
+    "diff",
     "inspect",
     "merge",
     "resize",
@@ -53,7 +56,9 @@ __all__ = [
     "verify",
 ]
 
-_VERBS = frozenset({"inspect", "merge", "resize", "validate", "verify"})
+_VERBS = frozenset(
+    {"combine", "convert", "diff", "inspect", "merge", "resize", "validate", "verify"}
+)
 
 
 def __getattr__(name: str) -> object:

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from adaptool.api.door import Door, Progress
+from adaptool.api.writing import Writing, open_one
 from adaptool.engine.algebra import FactorAlgebra
-from adaptool.engine.write import write_model
-from adaptool.findings import Finding
-from adaptool.layouts import decode, writable
 from adaptool.model.adapter import Adapter
-from adaptool.model.adapter_results import ResizeResult
-from adaptool.model.encoding import Destination
-from adaptool.model.options import Machine, OutputDtype
-from adaptool.model.plan import Plan
-from adaptool.model.reading import Reading
+from adaptool.model.adapter_results import ConvertResult, ResizeResult
+from adaptool.model.convert_options import ConvertOptions
+from adaptool.model.options import ExpertPacking, Machine, OutputDtype
+from adaptool.model.reading import BaseNames, Reading
 from adaptool.model.resize_options import ResizeOptions
-from adaptool.ops.adapter_plan import adapter_plan
-from adaptool.ops.encoding import encoded, single_file
-from adaptool.ops.provenance import adapter_input
+from adaptool.ops.convert import converted
 from adaptool.ops.resize import resized
-from adaptool.store.adapter_files import AdapterFiles, open_adapter
+from adaptool.store.adapter_files import AdapterFiles
+from adaptool.store.checkpoint import open_checkpoint
 from adaptool.store.disk import Disk
-from adaptool.store.preflight import preflight
 
 
 def resize(
@@ -65,17 +59,17 @@ def resize(
     machine = Machine(device, threads)
     with ExitStack() as stack:
         reading = Reading(tuple(allow_drop), alpha=alpha, scale=scale)
-        opened = _opened(Door(stack, allow_pickle), source, reading)
-        target = Path(out) if out is not None else _beside(source, opened.files, "resized")
-        made = resized(opened.adapter, options, FactorAlgebra(machine))
-        written = _Writing("resize", target, machine, overwrite, dry_run, progress, disk or Disk())
-        plan = written.plan(made.adapter, [opened], options.as_json(), allow_drop)
+        read = open_one(Door(stack, allow_pickle), source, reading)
+        target = Path(out) if out is not None else _beside(source, read.files, "resized")
+        made = resized(read.adapter, options, FactorAlgebra(machine))
+        written = Writing("resize", target, machine, overwrite, dry_run, progress, disk or Disk())
+        plan = written.plan(made.adapter, [read], options.as_json(), allow_drop)
         findings = written.write(replace(plan, findings=(*made.adapter.findings, *made.findings)))
     return ResizeResult(
         out=target,
         modules=made.modules,
         relative_error=made.relative_error,
-        parameters_before=_parameters(opened.adapter),
+        parameters_before=_parameters(read.adapter),
         parameters_after=_parameters(made.adapter),
         bytes=plan.bytes,
         findings=findings,
@@ -83,18 +77,79 @@ def resize(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """An adapter with the files it was read from, and its weight in what is made of it."""
+def convert(
+    adapter: Path | str,
+    out: Path | str,
+    *,
+    to: str,
+    as_: str | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    base: Path | str | None = None,
+    bake_scale: bool = False,
+    init_adapter: Path | str | None = None,
+    expert_packing: str = "peft",
+    alpha: float | None = None,
+    scale: float | None = None,
+    allow_drop: Sequence[str] = (),
+    allow_pickle: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: Progress | None = None,
+    disk: Disk | None = None,
+) -> ConvertResult:
+    """The same adapter in another layout; `as_="lora"` brings other kinds to LoRA form first.
 
-    files: AdapterFiles
-    adapter: Adapter
-    weight: float = 1.0
+    `to="lora"` is short for `to="peft", as_="lora"`. `base` lends its names (never its weights)
+    where a file's are not enough; `init_adapter` is the adapter before training, where its
+    initialisation changed the base.
+    """
+    options = ConvertOptions.of(to, as_, rank, energy, bake=bake_scale)
+    source, machine = Path(adapter), Machine(device, threads)
+    with ExitStack() as stack:
+        door = Door(stack, allow_pickle)
+        reading = Reading(
+            tuple(allow_drop), ExpertPacking(expert_packing), alpha, scale, _names(door, base)
+        )
+        inputs = [open_one(door, source, reading)]
+        if init_adapter is not None:
+            inputs.append(open_one(door, Path(init_adapter), reading, -1.0))
+        made = converted(
+            inputs[0].adapter,
+            options,
+            FactorAlgebra(machine),
+            initial=inputs[1].adapter if init_adapter is not None else None,
+        )
+        written = Writing(
+            "convert", Path(out), machine, overwrite, dry_run, progress, disk or Disk()
+        )
+        plan = written.plan(
+            made.adapter, inputs, options.as_json(), allow_drop, options.to, bake=bake_scale
+        )
+        notes = (*inputs[0].adapter.findings, *made.findings, *plan.findings)
+        findings = written.write(replace(plan, findings=notes))
+    return ConvertResult(
+        out=Path(out),
+        source=inputs[0].adapter.layout,
+        target=options.to,
+        module_count=len({delta.module for delta in made.adapter.deltas}),
+        carried=tuple(item.parameter for item in made.adapter.replaced),
+        bytes=plan.bytes,
+        relative_error=made.relative_error,
+        findings=findings,
+        dry_run=dry_run,
+    )
 
 
-def _opened(door: Door, path: Path, reading: Reading, weight: float = 1.0) -> Opened:
-    files = door.stack.enter_context(open_adapter(door.path(path)))
-    return Opened(files, decode(files, reading), weight)
+def _names(door: Door, base: Path | str | None) -> BaseNames | None:
+    """The base's names, shapes and config; its headers are all that is read."""
+    if base is None:
+        return None
+    with open_checkpoint(door.path(Path(base))) as checkpoint:
+        shapes = {name: ref.shape for name, ref in checkpoint.tensors.items()}
+        return BaseNames(shapes, checkpoint.config)
 
 
 def _beside(source: Path, files: AdapterFiles, what: str) -> Path:
@@ -108,64 +163,3 @@ def _beside(source: Path, files: AdapterFiles, what: str) -> Path:
 def _parameters(adapter: Adapter) -> int:
     replaced = sum(item.value.elements for item in adapter.replaced)
     return sum(delta.parameters for delta in adapter.deltas) + replaced
-
-
-@dataclass(frozen=True, slots=True)
-class _Writing:
-    """How an adapter is written; the same for every verb."""
-
-    command: str
-    out: Path
-    machine: Machine
-    overwrite: bool
-    dry_run: bool
-    progress: Callable[[int, int], None] | None
-    disk: Disk
-
-    def plan(
-        self,
-        adapter: Adapter,
-        inputs: Sequence[Opened],
-        options: Mapping[str, Any],
-        allow_drop: Sequence[str] = (),
-        layout: str | None = None,
-        *,
-        bake: bool = False,
-    ) -> Plan:
-        """The plan of writing `adapter`, in its own layout where that can be written."""
-        single = single_file(self.out)
-        target = layout or (adapter.layout if adapter.layout in writable() else "peft")
-        destination = Destination(self.out.name if single else None, bake)
-        body, dropped = encoded(adapter, target, destination, allow_drop)
-        plan = adapter_plan(
-            body,
-            inputs=[adapter_input(each.files, each.adapter, each.weight) for each in inputs],
-            options=options,
-            decisions={"dropped": sorted({*adapter.dropped, *dropped})},
-            companions=() if single else inputs[0].files.companions,
-        )
-        preflight(
-            self.out,
-            [Path(each.files.name) for each in inputs],
-            overwrite=self.overwrite,
-            need_bytes=plan.bytes,
-            disk=self.disk,
-            single_file=single,
-        )
-        return plan
-
-    def write(self, plan: Plan) -> tuple[Finding, ...]:
-        """Write it, unless this is a dry run; what there is to say of it."""
-        if self.dry_run:
-            return plan.findings
-        written = write_model(
-            plan,
-            self.out,
-            self.command,
-            self.machine,
-            overwrite=self.overwrite,
-            progress=self.progress,
-            disk=self.disk,
-            single_file=single_file(self.out),
-        )
-        return (*plan.findings, *written.findings)

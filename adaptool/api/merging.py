@@ -50,6 +50,7 @@ def merge(
     init_adapter: Path | str | None = None,
     skip_unmatched: bool = False,
     allow_drop: Sequence[str] = (),
+    allow_lossy: bool = False,
     allow_pickle: bool = False,
     checksum: bool = False,
     overwrite: bool = False,
@@ -75,6 +76,7 @@ def merge(
         expert_packing=expert_packing,
         skip_unmatched=skip_unmatched,
         allow_drop=allow_drop,
+        allow_lossy=allow_lossy,
     )
     strengths = [Strength(Path(adapter), weight), *map(_strength, add)]
     machine, target, used = Machine(device, threads), Path(out), disk or Disk()

@@ -152,10 +152,50 @@ def adapter_scale(command: F) -> F:
     return _stacked(alpha, scale)(command)
 
 
+def adapter_scales(command: F) -> F:
+    """--alpha and --scale, repeatable, in the order of the inputs."""
+    alpha = click.option(
+        "--alpha",
+        type=values.number,
+        multiple=True,
+        metavar="N",
+        help="lora_alpha of files that carry no scale, in their order; repeatable.",
+    )
+    scale = click.option(
+        "--scale",
+        type=values.number,
+        multiple=True,
+        metavar="F",
+        help="What multiplies B A in files that carry no scale, in their order; repeatable.",
+    )
+    return _stacked(alpha, scale)(command)
+
+
 def values_flag(command: F) -> F:
     """--values."""
     return click.option(
         "--values", is_flag=True, help="Read the weights as well, not only headers and configs."
+    )(command)
+
+
+def init_adapter(command: F) -> F:
+    """--init-adapter DIR."""
+    return click.option(
+        "--init-adapter",
+        type=values.local_path,
+        metavar="DIR",
+        help="ADAPTER as it was before training, where its initialisation changed the base.",
+    )(command)
+
+
+def expert_packing(command: F) -> F:
+    """--expert-packing, for files that do not record it."""
+    return click.option(
+        "--expert-packing",
+        type=click.Choice([kind.value for kind in ExpertPacking]),
+        default=ExpertPacking.PEFT.value,
+        show_default=True,
+        help="Columns of lora_B where experts are stacked.",
     )(command)
 
 
@@ -172,12 +212,6 @@ def arithmetic(*, receipt: bool) -> Callable[[F], F]:
             help=text,
         )
 
-    init_adapter = click.option(
-        "--init-adapter",
-        type=values.local_path,
-        metavar="DIR",
-        help="ADAPTER as it was before training, where its initialisation changed the base.",
-    )
     weight = click.option(
         "--weight",
         type=values.number,

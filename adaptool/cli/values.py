@@ -61,6 +61,11 @@ def number(text: str) -> float:
     return found
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """Finite numbers between commas."""
+    return tuple(number(part.strip()) for part in text.split(","))
+
+
 def _float(text: str) -> float | None:
     try:
         return float(text)

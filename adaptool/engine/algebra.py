@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Protocol, cast
 
+from adaptool.combinations.merging import combined
+from adaptool.combinations.method import Combined, Factored
 from adaptool.engine.arithmetic import Arithmetic, arithmetic
 from adaptool.engine.factors import check_finite, load
 from adaptool.engine.tiles import TILE_ELEMENTS
-from adaptool.linalg.factored import singular_values, truncated
+from adaptool.linalg.factored import core, singular_values, truncated
 from adaptool.model.adapter import Delta, Terms
-from adaptool.model.algebra import Spectra
+from adaptool.model.algebra import Measured, Mixture, Spectra
 from adaptool.model.derived import F64
 from adaptool.model.options import Machine, Precision
 from adaptool.store.source import check_unchanged
@@ -122,6 +125,8 @@ class FactorAlgebra:
         """Nothing is imported before something is computed."""
         self._machine = machine
         self._settled: Arithmetic | None = None
+        self._lock = threading.Lock()
+        self._measured = Measured(0.0, 0.0)
 
     @property
     def _arithmetic(self) -> Arithmetic:
@@ -169,3 +174,86 @@ class FactorAlgebra:
 
         parents = list(delta.roles.values())
         return computed(make, parents, stored_shapes(delta.terms, rank))
+
+    def factored(self, delta: Delta) -> Delta:
+        """B and A of the product itself, or the best there is where they are wider than it."""
+        import torch
+
+        with torch.inference_mode():
+            rank = next(self.products(delta))[1].shape[0]
+        smallest = min(delta.terms.out, delta.terms.inner)
+        terms = replace(delta.terms, rank=min(rank, smallest), alpha=None, conventions={})
+        plain = replace(delta, tuner="lora", terms=terms)
+        if rank > smallest:
+            return replace(plain, roles=self.truncated(delta, smallest))
+        roles = computed(
+            lambda: stored_factors(list(self.products(delta)), terms),
+            list(delta.roles.values()),
+            stored_shapes(terms, rank),
+        )
+        return replace(plain, roles=roles)
+
+    def mixed(self, mixture: Mixture) -> Mapping[str, TensorRef]:
+        """The factors that a method of `combinations/` makes, for a scaling of 1."""
+        terms = mixture.parts[0].delta.terms
+
+        def make() -> Factors:
+            return stored_factors(self._merged(mixture), terms)
+
+        parents = [ref for part in mixture.parts for ref in part.delta.roles.values()]
+        return computed(make, parents, stored_shapes(terms, mixture.rank))
+
+    def _merged(self, mixture: Mixture) -> list[Pair]:
+        """One pair of factors, or one for each expert."""
+        streams = [self.products(part.delta) for part in mixture.parts]
+        experts = mixture.parts[0].delta.terms.experts
+        names = [f"{mixture.parameter}[{expert}]" for expert in range(experts)]
+        pairs = []
+        for name, products in zip(
+            names or [mixture.parameter], zip(*streams, strict=True), strict=True
+        ):
+            found = combined(mixture.method, _factored(mixture, products), mixture.options, name)
+            self._note(mixture, products, found)
+            pairs.append((found.left, found.right))
+        return pairs
+
+    def _note(self, mixture: Mixture, products: Sequence[Pair], found: Combined) -> None:
+        """Enter a result's error: relative to the exact sum for `linear`, else to what was cut."""
+        kept = _squared_norm(found.left, found.right)
+        if mixture.method == "linear":
+            parts = _factored(mixture, products)
+            lefts = [part.left * part.weight for part in parts]
+            norm = _squared_norm(*_joined(lefts, [part.right for part in parts]))
+        else:  # an orthogonal projection: what is kept and what is cut add up
+            norm = kept / max(1e-300, 1.0 - min(found.relative_error, 1.0) ** 2)
+        error = found.relative_error**2 * norm if norm else kept
+        with self._lock:
+            self._measured = Measured(self._measured.error + error, self._measured.norm + norm)
+
+    def measured(self) -> Measured:
+        """The errors of all mixtures that were computed so far."""
+        return self._measured
+
+
+def _factored(mixture: Mixture, products: Sequence[Pair]) -> list[Factored]:
+    return [
+        Factored(
+            left * part.delta.terms.scaling,
+            right,
+            part.weight,
+            part.place,
+            part.delta.terms.scaling,
+        )
+        for part, (left, right) in zip(mixture.parts, products, strict=True)
+    ]
+
+
+def _joined(lefts: Sequence[torch.Tensor], rights: Sequence[torch.Tensor]) -> Pair:
+    import torch
+
+    return torch.cat(list(lefts), dim=1), torch.cat(list(rights))
+
+
+def _squared_norm(left: torch.Tensor, right: torch.Tensor) -> float:
+    values = core(left, right)
+    return float((values * values).sum())

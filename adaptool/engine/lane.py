@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +21,8 @@ from adaptool.store.tensors import TensorRef
 
 if TYPE_CHECKING:
     import torch
+
+    Take = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,40 @@ class Lane:
             for start, stop in tiles(job.start, job.stop, height):
                 self._tile(job.row, start, stop, updates, outlet)
 
+    def visit(self, row: Row, updates: list[Prepared], take: Take, step: int) -> None:
+        """Hand every tile of a row to `take`, in order, in multiples of `step` rows.
+
+        `take` gets the tile's first row, the unmerged and the merged values, (rows, columns) in
+        the arithmetic's dtype: the lane's own buffers, valid until the next tile.
+        """
+        count, columns = row.matrix
+        height = tile_height(columns, self._arithmetic.tile_elements)
+        height = max(step, height // step * step)
+        with self.computing():
+            self._grow((height + 1) * max(1, columns))
+            for start, stop in tiles(0, count, height):
+                base = self._load(row.source, start * columns, (stop - start, columns))
+                out = self._out[: base.numel()].view(base.shape).copy_(base)
+                self._merge(row, start, base, out, updates)
+                self._settled()
+                take(start, base, out)
+
+    def rounded(self, row: Row, start: int, out: torch.Tensor) -> torch.Tensor:
+        """A tile of merged values in the row's dtype, on the CPU, valid until the next."""
+        size = row.dtype.bits // 8
+        raw = self._write[: out.numel() * size]
+        stored = raw.view(torch_dtype(row.dtype)).view(out.shape)
+        single = self._single[: out.numel()].view(out.shape)
+        if self._stream is None:
+            round_into(stored, out, single)
+        else:
+            on_device = out.new_empty(out.shape, dtype=stored.dtype)
+            round_into(on_device, out, single)
+            stored.copy_(on_device, non_blocking=True)
+            self._settled()
+        _check_finite(row, start, stored, out)
+        return stored
+
     def observe(self, row: Row, height: int, watching: list[tuple[Piece, Observing]]) -> None:
         """Show all of W to the updates that must see it first, in blocks of `height` rows."""
         count, columns = row.matrix
@@ -132,6 +168,25 @@ class Lane:
         out = base
         if row.blends or sampling or not all(prepared.additive for prepared in updates):
             out = self._out[: base.numel()].view(shape).copy_(base)
+        self._merge(row, start, base, out, updates)
+        stored = self.rounded(row, start, out)
+        if sampling:
+            self._sampling.take(row, start, base, out, stored)
+        if row.length:
+            size = row.dtype.bits // 8
+            raw = self._write[: out.numel() * size]
+            outlet.fill(row, start * columns * size, raw.numpy().data)
+
+    def _merge(
+        self,
+        row: Row,
+        start: int,
+        base: torch.Tensor,
+        out: torch.Tensor,
+        updates: list[Prepared],
+    ) -> None:
+        """What the adapters add to a tile that begins at row `start`, onto `out`."""
+        stop = start + base.shape[0]
         for blend in row.blends:
             self._blend(blend, start, out, base)
         for prepared in updates:
@@ -139,7 +194,6 @@ class Lane:
             for block, own in view.rows.pieces(start, stop):
                 target, seen = _cut(out, block, view.columns), _cut(base, block, view.columns)
                 prepared.update.accumulate(target, seen, own)
-        self._store(row, start, out, base if sampling else None, outlet)
 
     def _blend(self, blend: Blend, start: int, out: torch.Tensor, base: torch.Tensor) -> None:
         """out += weight * (value - base), on all of the tile's rows or on the token rows in it."""
@@ -161,31 +215,6 @@ class Lane:
         return raw.view(torch_dtype(ref.dtype)).to(
             device=self._arithmetic.device, dtype=self._arithmetic.dtype
         )
-
-    def _store(
-        self,
-        row: Row,
-        start: int,
-        out: torch.Tensor,
-        base: torch.Tensor | None,
-        outlet: Outlet,
-    ) -> None:
-        size = row.dtype.bits // 8
-        raw = self._write[: out.numel() * size]
-        stored = raw.view(torch_dtype(row.dtype)).view(out.shape)
-        single = self._single[: out.numel()].view(out.shape)
-        if self._stream is None:
-            round_into(stored, out, single)
-        else:
-            on_device = out.new_empty(out.shape, dtype=stored.dtype)
-            round_into(on_device, out, single)
-            stored.copy_(on_device, non_blocking=True)
-            self._settled()
-        _check_finite(row, start, stored, out)
-        if base is not None:
-            self._sampling.take(row, start, base, out, stored)
-        if row.length:
-            outlet.fill(row, start * out.shape[1] * size, raw.numpy().data)
 
 
 def _cut(matrix: torch.Tensor, rows: slice, columns: Span) -> torch.Tensor:

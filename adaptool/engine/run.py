@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
+from adaptool.engine.admission import admitted
 from adaptool.engine.arithmetic import Arithmetic, arithmetic, available_cores
 from adaptool.engine.outlets import Outlet
 from adaptool.engine.tiles import (
@@ -15,8 +16,10 @@ from adaptool.engine.tiles import (
     TILE_ELEMENTS,
     CopyJob,
     FillJob,
+    RecodeJob,
     copy_jobs,
     fill_jobs,
+    recode_jobs,
     tile_height,
 )
 from adaptool.model.options import Machine
@@ -58,7 +61,7 @@ class _Workers:
     def __init__(self, plan: Plan, outlet: Outlet, progress: Progress | None) -> None:
         self._plan, self._outlet, self._progress = plan, outlet, progress
         self._copies: deque[CopyJob] = deque(copy_jobs(plan.rows))
-        self._fills: deque[FillJob] = deque()
+        self._fills: deque[FillJob | RecodeJob] = deque()
         self._changed = threading.Condition()
         self._ready = False
         self.error: BaseException | None = None
@@ -69,7 +72,11 @@ class _Workers:
         self._fits: tuple[Arithmetic, FactorStore, Sampling] | None = None
 
     def start_computing(
-        self, fits: Arithmetic, factors: FactorStore, sampling: Sampling, jobs: Sequence[FillJob]
+        self,
+        fits: Arithmetic,
+        factors: FactorStore,
+        sampling: Sampling,
+        jobs: Sequence[FillJob | RecodeJob],
     ) -> None:
         """torch is there: the computing jobs may be taken."""
         for job in jobs:
@@ -93,7 +100,7 @@ class _Workers:
             self._stop = True
             self._changed.notify_all()
 
-    def _next(self) -> CopyJob | FillJob | None:
+    def _next(self) -> CopyJob | FillJob | RecodeJob | None:
         with self._changed:
             while not self._stop:
                 if self._fills:
@@ -126,19 +133,27 @@ class _Workers:
         fits, _, sampling = cast("tuple[Arithmetic, FactorStore, Sampling]", self._fits)
         return Lane(fits, sampling)
 
-    def _fill(self, job: FillJob, lane: Lane) -> None:
+    def _fill(self, job: FillJob | RecodeJob, lane: Lane) -> None:
         work = self._work[job.row.name]
         with work.lock:
             if work.updates is None:
                 work.updates = self._updates(job.row, lane)
-        lane.run(job, work.updates, self._outlet)
+        if isinstance(job, RecodeJob):
+            self._recode(job, lane, work.updates)
+        else:
+            lane.run(job, work.updates, self._outlet)
         with work.lock:
             work.jobs -= 1
             if not work.jobs:
                 work.updates = None
                 _forget(job.row.source.source)
-        rows, _ = job.row.matrix
-        self._count(job.row.length * (job.stop - job.start) // max(1, rows))
+        self._count(_bytes(job))
+
+    def _recode(self, job: RecodeJob, lane: Lane, updates: list[Prepared]) -> None:
+        from adaptool.engine.recoding import recode
+
+        _, _, sampling = cast("tuple[Arithmetic, FactorStore, Sampling]", self._fits)
+        recode(job, lane, updates, self._outlet, sampling)
 
     def _updates(self, row: Row, lane: Lane) -> list[Prepared]:
         from adaptool.engine.lane import Prepared
@@ -185,12 +200,15 @@ def run(
 ) -> Outcome:
     """Fill every seat of the plan; raises the first worker's error.
 
+    ResourceError where a tensor that is needed whole does not fit the memory.
+
     The result's bytes do not depend on `machine` or `tile_elements`.
     """
     workers = _Workers(plan, outlet, progress)
+    threads = admitted([row.computed for row in plan.rows], machine.threads or available_cores())
     first = [
         threading.Thread(target=workers.loop, name=f"adaptool-{place}", daemon=True)
-        for place in range(machine.threads or available_cores())
+        for place in range(threads)
     ]
     _read_ahead(plan)
     for thread in first:
@@ -219,9 +237,19 @@ def _compute(
 
     fits = arithmetic(machine, plan.precision, tile_elements)
     sampling = Sampling()
-    jobs = list(fill_jobs(plan.rows, fits.tile_elements))
+    # A recoded weight is one job, however large: the long ones first.
+    jobs: list[FillJob | RecodeJob] = [*recode_jobs(plan.rows)]
+    jobs += fill_jobs(plan.rows, fits.tile_elements)
     workers.start_computing(fits, FactorStore(fits), sampling, jobs)
     return lambda: Outcome(str(fits.device), sampling.stats(plan.rows))
+
+
+def _bytes(job: FillJob | RecodeJob) -> int:
+    """What a job writes."""
+    if isinstance(job, RecodeJob):
+        return job.length
+    rows, _ = job.row.matrix
+    return job.row.length * (job.stop - job.start) // max(1, rows)
 
 
 def _forget(source: Source) -> None:

@@ -1,8 +1,9 @@
 """What 16-bit storage did to the deltas, over sampled rows.
 
 32 rows of every touched tensor, in four runs evenly spread, whatever the tile size: full statistics
-would cost more than the merge. Each row's sums are taken on its own and added up in the plan's
-order, so the figures depend on nothing but the inputs.
+would cost more than the merge. A weight that is stored in its packed format again is sampled whole,
+since its figure decides whether the merge is worth having. Each row's sums are taken on its own and
+added up in the plan's order, so the figures depend on nothing but the inputs.
 """
 
 from __future__ import annotations
@@ -33,6 +34,15 @@ class RowSample:
     stored_by_delta: float
     delta_by_delta: float
 
+    def __add__(self, other: RowSample) -> RowSample:
+        """Sums over both."""
+        return RowSample(
+            self.elements + other.elements,
+            self.changed + other.changed,
+            self.stored_by_delta + other.stored_by_delta,
+            self.delta_by_delta + other.delta_by_delta,
+        )
+
 
 class Sampling:
     """Collects samples from all workers."""
@@ -40,6 +50,7 @@ class Sampling:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._samples: dict[tuple[str, int], RowSample] = {}
+        self._recoded: set[str] = set()
 
     def take(
         self,
@@ -58,8 +69,19 @@ class Sampling:
                 {(row.name, index): sample for index, sample in zip(picks, samples, strict=True)}
             )
 
-    def stats(self, rows: Sequence[Row]) -> MergeStats:
-        """The figures over all samples."""
+    def take_all(
+        self, row: Row, base: torch.Tensor, out: torch.Tensor, stored: torch.Tensor
+    ) -> None:
+        """Sample every row of a recoded weight's tile; its tiles come in order."""
+        samples = _samples(base.cpu(), out.cpu(), stored)
+        with self._lock:
+            self._recoded.add(row.name)
+            before = self._samples.get((row.name, 0), RowSample(0, 0, 0.0, 0.0))
+            self._samples[row.name, 0] = sum(samples, start=before)
+
+    def stats(self, planned: Sequence[Row]) -> MergeStats:
+        """The figures over all samples, and of each recoded weight alone."""
+        rows = [row.computed for row in planned]
         order = {row.name: place for place, row in enumerate(rows)}
         keys = sorted(self._samples, key=lambda key: (order[key[0]], key[1]))
         samples = [self._samples[key] for key in keys]
@@ -73,6 +95,11 @@ class Sampling:
             changed_fraction=_rounded(sum(sample.changed for sample in samples), elements),
             retained=_rounded(abs(sum(sample.stored_by_delta for sample in samples)), delta),
             quantization_ratio=_rounded(math.sqrt(error), math.sqrt(delta)) if error else None,
+            recoded={
+                name: _rounded(sample.stored_by_delta, sample.delta_by_delta)
+                for (name, _), sample in zip(keys, samples, strict=True)
+                if name in self._recoded
+            },
         )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from adaptool.model.plan import Row
+from adaptool.model.plan import Recoded, Row
+from adaptool.model.quantizer import Packed
 from adaptool.store.source import Source
 
 # About 1 MB of float32: the fastest of 256 KB, 1 MB and 4 MB with and without a second worker.
@@ -24,6 +25,20 @@ class FillJob:
     row: Row
     start: int
     stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecodeJob:
+    """A packed weight to be stored anew: its plain values, and the rows of its parts by role."""
+
+    row: Row
+    packed: Packed
+    parts: Mapping[str, Row]
+
+    @property
+    def length(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.length for part in self.parts.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +78,25 @@ def tiles(start: int, stop: int, height: int) -> Iterator[tuple[int, int]]:
 def fill_jobs(rows: Iterable[Row], elements: int = TILE_ELEMENTS) -> Iterator[FillJob]:
     """Jobs for every row that is no plain copy, each a whole number of tiles."""
     for row in rows:
-        if row.is_copy:
+        if row.is_copy or row.recoded is not None:
             continue
         count, columns = row.matrix
         height = tile_height(columns, elements)
         step = max(height, JOB_ELEMENTS // max(1, columns) // height * height)
         for start, stop in tiles(0, count, step):
             yield FillJob(row, start, stop)
+
+
+def recode_jobs(rows: Iterable[Row]) -> Iterator[RecodeJob]:
+    """One job for every packed weight that is stored anew: its scales are of all its values."""
+    parts: dict[str, dict[str, Row]] = {}
+    known: dict[str, Recoded] = {}
+    for row in rows:
+        if row.recoded is not None:
+            known[row.recoded.plain.name] = row.recoded
+            parts.setdefault(row.recoded.plain.name, {})[row.recoded.role] = row
+    for name, recoded in known.items():
+        yield RecodeJob(recoded.plain, recoded.packed, parts[name])
 
 
 def copy_jobs(rows: Iterable[Row]) -> Iterator[CopyJob]:

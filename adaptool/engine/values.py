@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, zip_longest
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING
 
+from adaptool.engine import passes, products
 from adaptool.engine.arithmetic import torch_dtype
-from adaptool.engine.factors import load
-from adaptool.errors import InputError
-from adaptool.findings import Code
 from adaptool.linalg.factored import singular_values
 from adaptool.linalg.spectrum import effective_rank
-from adaptool.model.adapter import Delta, Terms
-from adaptool.model.values import Scan, Spectrum
+from adaptool.model.adapter import Delta
+from adaptool.model.values import Comparison, Scan, Spectrum
+from adaptool.model.view import View
 from adaptool.store.tensors import TensorRef
 from adaptool.tuners import tuners
 
@@ -23,16 +22,6 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK_BYTES = 16 * 1024 * 1024
-
-
-class _LowRank(Protocol):
-    """What a tuner that declares `low_rank` offers besides."""
-
-    def product_factors(
-        self, factors: Mapping[str, torch.Tensor], terms: Terms, expert: int | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(out, r) and (r, in) whose product is the unscaled delta of one matrix."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,30 +42,32 @@ class TensorValues:
 
     def spectrum(self, delta: Delta) -> Spectrum | None:
         """From the r x r core in float64; None for a delta that is not low-rank, or not finite."""
-        import torch
-
-        tuner = tuners()[delta.tuner]
-        if not tuner.DECLARATION.low_rank:
+        pairs = products.products(delta) if tuners()[delta.tuner].DECLARATION.low_rank else None
+        if pairs is None or not products.is_finite(pairs):
             return None
-        factors = {role: load(ref).double() for role, ref in delta.roles.items()}
-        if not all(bool(torch.isfinite(factor).all()) for factor in factors.values()):
-            return None
-        try:
-            found = list(_singular_values(cast("_LowRank", tuner), factors, delta.terms))
-        except InputError as error:
-            if error.code is Code.UNSUPPORTED:  # a kernel whose groups the delta crosses
-                return None
-            raise
+        found = [singular_values(left, right) for left, right in pairs]
         return _summed_up(found, abs(delta.terms.scaling))
 
+    def gram(self, deltas: Sequence[Delta]) -> tuple[tuple[float, ...], ...] | None:
+        """All inner products of scaled deltas of one shape; None where one is no product."""
+        return products.gram(deltas)
 
-def _singular_values(
-    tuner: _LowRank, factors: Mapping[str, torch.Tensor], terms: Terms
-) -> Iterator[tuple[float, ...]]:
-    """One matrix's singular values, or one expert's after the other."""
-    for expert in range(terms.experts) if terms.experts else (None,):
-        left, right = tuner.product_factors(factors, terms, expert)
-        yield singular_values(left, right)
+    def compare(self, one: Delta, other: Delta) -> Comparison | None:
+        """Two scaled deltas of one shape; None where one of them is no product."""
+        return products.compare(one, other)
+
+    def norm_squared(self, delta: Delta) -> float | None:
+        """|delta|^2, scaled; None where it is no product."""
+        pairs = products.products(delta)
+        return None if pairs is None else products.squared(pairs, delta.terms.scaling)
+
+    def compare_tensors(self, one: TensorRef, other: TensorRef) -> Comparison:
+        """Two tensors of one shape, element by element."""
+        return passes.compare_tensors(one, other)
+
+    def squares(self, ref: TensorRef, view: View | None = None) -> float:
+        """The sum of squares of the elements that `view` names, of all where it is None."""
+        return passes.squares(ref, view)
 
 
 def _blocks(ref: TensorRef) -> Iterator[torch.Tensor]:

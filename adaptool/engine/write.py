@@ -9,6 +9,7 @@ from pathlib import Path
 
 from adaptool.engine.arithmetic import check_device
 from adaptool.engine.outlets import FileOutlet
+from adaptool.engine.retention import lost_deltas
 from adaptool.engine.run import Outcome, Progress, run
 from adaptool.engine.tiles import TILE_ELEMENTS
 from adaptool.findings import Finding
@@ -58,11 +59,12 @@ def write_model(
         out, plan.digest(), kept, overwrite=overwrite, single_file=single_file
     ) as staging:
         outcome = _fill(plan, staging, machine, progress, tile_elements)
+        lost = lost_deltas(plan, outcome.stats)
         if not single_file:
             _put_documents(staging, plan, command, outcome, checksum=checksum)
         _check_unchanged(plan)
         staging.commit()
-        return Written(outcome, staging.findings)
+        return Written(outcome, (*staging.findings, *lost))
 
 
 def _put_documents(
@@ -85,7 +87,9 @@ def _check_unchanged(plan: Plan) -> None:
 
 
 def _sources(plan: Plan) -> Iterator[Source]:
-    for row in plan.rows:
+    for planned in plan.rows:
+        yield planned.source.source
+        row = planned.computed
         yield row.source.source
         yield from (blend.value.source for blend in row.blends)
         for piece in row.pieces:

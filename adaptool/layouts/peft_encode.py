@@ -10,10 +10,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from adaptool.dtypes import Dtype
-from adaptool.layouts.peft_modules import MHA_OUT, pattern_name
+from adaptool.layouts.peft_modules import MHA_OUT, parameter_paths, pattern_name
+from adaptool.layouts.pipeline_names import COMPONENTS, bare, is_of_pipeline
 from adaptool.model.adapter import Adapter, Delta, Form, Replaced
 from adaptool.model.derived import F32, F64, scaled
 from adaptool.model.encoding import Destination, Encoded, Loss, Written, in_safetensors
@@ -56,6 +58,7 @@ def losses(adapter: Adapter) -> tuple[Loss, ...]:
 
 def encode(adapter: Adapter, destination: Destination) -> Encoded:
     """Keys as PEFT saves them; patterns where ranks or scales differ."""
+    adapter = _local(adapter)
     config = config_of(adapter, bake=destination.bake)
     tensors = [*_factors(adapter, bake=destination.bake), *_replaced(adapter)]
     if destination.file is not None:
@@ -65,12 +68,31 @@ def encode(adapter: Adapter, destination: Destination) -> Encoded:
     return in_safetensors(WEIGHTS_FILE, tensors, {"format": "pt"}, (document,))
 
 
+def _local(adapter: Adapter) -> Adapter:
+    """Modules of one component of a pipeline as PEFT finds them there: without its name."""
+    modules = [delta.module for delta in adapter.deltas]
+    first = {module.partition(".")[0] for module in modules}
+    if adapter.config.get("peft_type") or len(first) != 1 or not first <= set(COMPONENTS):
+        return adapter
+    if not all(map(is_of_pipeline, modules)):
+        return adapter
+    return replace(
+        adapter,
+        deltas=tuple(
+            replace(delta, module=bare(delta.module), parameter=bare(delta.parameter))
+            for delta in adapter.deltas
+        ),
+        replaced=tuple(replace(item, parameter=bare(item.parameter)) for item in adapter.replaced),
+    )
+
+
 def _factors(adapter: Adapter, *, bake: bool) -> Iterable[Written]:
+    paths = parameter_paths([delta.parameter for delta in adapter.deltas if _by_name(delta)])
     for delta in adapter.deltas:
         keys = tuners()[delta.tuner].DECLARATION.keys
         ending = {role: key for key, role in reversed(list(keys.items()))}
         for role, ref in delta.roles.items():
-            name = f"{PREFIX}{delta.module}.{ending[role]}"
+            name = f"{PREFIX}{paths.get(delta.parameter, delta.module)}.{ending[role]}"
             if bake and _carries_scale(role):
                 yield _baked(name, ref, _own_scaling(delta))
             else:
@@ -123,6 +145,9 @@ def config_of(adapter: Adapter, *, bake: bool = False) -> dict[str, Any]:
         config["use_dora"] = any(delta.tuner == "dora" for delta in adapter.deltas)
         config["modules_to_save"] = _saved(adapter.replaced) or None
     config["target_modules"] = _targets(config.get("target_modules"), adapter.deltas, config)
+    named = [delta.parameter for delta in adapter.deltas if _by_name(delta)]
+    if named:
+        config["target_parameters"] = _named_targets(config.get("target_parameters"), named)
     return _canonical(config)
 
 
@@ -156,9 +181,12 @@ def _patterns(
 
 def looked_up(delta: Delta) -> str:
     """The name that PEFT looks rank and alpha up by; modules that share it share both."""
-    if delta.terms.form is Form.EXPERTS or delta.terms.conventions.get("parameter"):
-        return delta.parameter
-    return pattern_name(delta.module)
+    return delta.parameter if _by_name(delta) else pattern_name(delta.module)
+
+
+def _by_name(delta: Delta) -> bool:
+    """Whether PEFT targets the parameter by name (`target_parameters`), not its module."""
+    return delta.terms.form is Form.EXPERTS or bool(delta.terms.conventions.get("parameter"))
 
 
 def _key(name: str, names: Sequence[str]) -> str:
@@ -206,6 +234,17 @@ def _targets(given: object, deltas: Sequence[Delta], config: Mapping[str, Any]) 
     return sorted({_last_name(module) for module in modules})
 
 
+def _named_targets(given: object, parameters: Sequence[str]) -> list[str]:
+    """`target_parameters`, with the last two names of every parameter that none of them ends."""
+    known = list(given) if isinstance(given, Sequence | set) else []
+    missing = [
+        parameter
+        for parameter in parameters
+        if not any(f".{parameter}".endswith(f".{name}") for name in known)
+    ]
+    return sorted({*known, *(".".join(name.split(".")[-2:]) for name in missing)})
+
+
 def _is_targeted(module: str, given: object) -> bool:
     if given == "all-linear":
         return True
@@ -226,7 +265,7 @@ def _last_name(module: str) -> str:
 def _canonical(config: Mapping[str, Any]) -> dict[str, Any]:
     """Sorted keys, sorted sets: PEFT writes lists that were sets in any order."""
     body = dict(sorted(config.items()))
-    for name in ("target_modules", "modules_to_save", "exclude_modules"):
+    for name in ("target_modules", "modules_to_save", "exclude_modules", "target_parameters"):
         if isinstance(body.get(name), list | tuple | set):
             body[name] = sorted(body[name])
     return body

@@ -8,7 +8,7 @@ PEFT up to 0.21.2 adds twice), and the `.base_layer` parts that wrapping leaves.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -157,6 +157,23 @@ def unwrapped(path: str) -> tuple[str, int]:
         path = path.removesuffix(WRAPPED)
         depth += 1
     return path, depth
+
+
+def parameter_paths(parameters: Sequence[str]) -> dict[str, str]:
+    """The module path in the keys of each parameter that is targeted by name.
+
+    The inverse of `ModuleNames.parameter`: of several in one module the first registered one is
+    wrapped first, and so lies deepest.
+    """
+    by_module: dict[str, list[str]] = {}
+    for parameter in parameters:
+        module, _, name = parameter.rpartition(".")
+        by_module.setdefault(module, []).append(name)
+    return {
+        f"{module}.{name}": module + WRAPPED * (len(names) - 1 - place)
+        for module, names in by_module.items()
+        for place, name in enumerate(sorted(names, key=_registration))
+    }
 
 
 def pattern_name(path: str) -> str:

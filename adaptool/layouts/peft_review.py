@@ -60,6 +60,7 @@ def _is_explained(adapter: Adapter, item: Replaced) -> bool:
     return (
         item.rows is not None
         or item.copied_base
+        or bool(item.tuner)
         or item.saved_module
         or _is_saved(adapter, item.parameter)
         or (item.parameter.endswith(".bias") and adapter.config.get("bias", "none") != "none")
@@ -190,7 +191,7 @@ def _rank_notes(adapter: Adapter) -> Iterator[Finding]:
     for delta in adapter.deltas:
         terms = delta.terms
         least = min(terms.out, terms.inner)
-        if terms.rank is not None and terms.rank > least:
+        if terms.rank is not None and terms.sized and terms.rank > least:
             message = f"rank {terms.rank} exceeds the delta's {terms.out} x {terms.inner}"
             yield Finding(
                 Code.RANK_EXCEEDS_SHAPE,

@@ -27,9 +27,10 @@ class Terms:
     """What a tuner reads from config and shapes, before any tensor is loaded.
 
     `out` x `inner` is the delta as a matrix (for a convolution `inner` is in * kernel, for stacked
-    experts one expert's); `kernel` the convolution's trailing axes; `experts` how many matrices
-    are stacked (0: not stacked). `scaling` multiplies the product of the factors. `conventions`
-    are the tuner's own switches, JSON-able.
+    experts one expert's); 0 is a size that stands in no tensor, which the base's shape decides.
+    `kernel` is the convolution's trailing axes; `experts` how many matrices are stacked (0: not
+    stacked). `scaling` multiplies the product of the factors. `conventions` are the tuner's own
+    switches, JSON-able.
     """
 
     form: Form
@@ -42,6 +43,11 @@ class Terms:
     experts: int = 0
     conventions: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def sized(self) -> bool:
+        """Whether both sizes are known."""
+        return bool(self.out and self.inner)
+
 
 @dataclass(frozen=True, slots=True)
 class Delta:
@@ -49,7 +55,10 @@ class Delta:
 
     `parameter` is the name the update belongs to, as the training library's module names it
     (`model.layers.0.mlp.up_proj.weight`); `module` is what stands in the file's keys. `dtype` is
-    what factors that are computed are written in; None: each in its own.
+    what factors that are computed are written in; None: each in its own. `shared` are the roles
+    whose tensors are another delta's as well, which counts them: every module's, or the weight's. An `optional` delta changes a parameter that the base
+    may lack, and then there is nothing to change. `reads` are roles that the base fills, not the
+    adapter: role -> parameter.
     """
 
     module: str
@@ -58,11 +67,14 @@ class Delta:
     roles: Mapping[str, TensorRef]
     terms: Terms
     dtype: Dtype | None = None
+    shared: frozenset[str] = frozenset()
+    optional: bool = False
+    reads: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
-        """Number of trained elements."""
-        return sum(ref.elements for ref in self.roles.values())
+        """Number of elements that are this module's own."""
+        return sum(ref.elements for role, ref in self.roles.items() if role not in self.shared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +83,8 @@ class Replaced:
 
     `rows` is set for trained token rows: row k of `value` replaces row `rows[k]`.
     `copied_base` marks a `.base_layer.` copy, which a merge may find equal to the base. `dtype` is
-    what a computed value is written in; None: its own.
+    what a computed value is written in; None: its own. `tuner` is the one that trained it, where
+    that is what the tuner does (LN tuning).
     """
 
     parameter: str
@@ -79,6 +92,7 @@ class Replaced:
     rows: tuple[int, ...] | None = None
     copied_base: bool = False
     saved_module: bool = False
+    tuner: str = ""
     dtype: Dtype | None = None
 
 
@@ -88,7 +102,8 @@ class Adapter:
 
     That is `deltas`, `replaced`, `leftover`, or `dropped`: left out because the caller allowed it.
     `changed_base` names an initialisation that subtracted the initial delta from the base before
-    training: the trained delta alone is then not the update.
+    training: the trained delta alone is then not the update. `metadata` is the file's own, where
+    its layout keeps more there than what is decoded.
     """
 
     name: str
@@ -105,3 +120,4 @@ class Adapter:
     fan_in_fan_out: bool | None = None
     dropped: tuple[str, ...] = ()
     changed_base: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)

@@ -58,3 +58,70 @@ class ResizeResult:
             "dry_run": self.dry_run,
             "findings": [finding.as_json() for finding in self.findings],
         }
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertResult:
+    """A finished conversion, or with `dry_run` what one would do.
+
+    `carried`: tensors that replace the base's, handed on as they are. `relative_error`: of the
+    factors where another kind of adapter was brought to LoRA form, None elsewhere.
+    """
+
+    out: Path
+    source: str
+    target: str
+    module_count: int
+    carried: tuple[str, ...]
+    bytes: int
+    relative_error: float | None = None
+    findings: tuple[Finding, ...] = ()
+    dry_run: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that `convert --json` prints."""
+        return {
+            "out": str(self.out),
+            "from": self.source,
+            "to": self.target,
+            "module_count": self.module_count,
+            "carried": list(self.carried),
+            "bytes": self.bytes,
+            "relative_error": self.relative_error,
+            "dry_run": self.dry_run,
+            "findings": [finding.as_json() for finding in self.findings],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CombineResult:
+    """A finished combination, or with `dry_run` what one would do.
+
+    `relative_error`: |result - what the method defines| / |what it defines|, rounding to the
+    dtype aside; for `linear` against the exact weighted sum. None where it was not computed.
+    """
+
+    out: Path
+    method: str
+    rank_min: int | None
+    rank_max: int | None
+    exact: bool
+    relative_error: float | None
+    module_count: int
+    bytes: int
+    findings: tuple[Finding, ...] = ()
+    dry_run: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that `combine --json` prints."""
+        return {
+            "out": str(self.out),
+            "method": self.method,
+            "rank": {"min": self.rank_min, "max": self.rank_max},
+            "exact": self.exact,
+            "relative_error": self.relative_error,
+            "module_count": self.module_count,
+            "bytes": self.bytes,
+            "dry_run": self.dry_run,
+            "findings": [finding.as_json() for finding in self.findings],
+        }

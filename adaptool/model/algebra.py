@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from adaptool.model.adapter import Delta
 from adaptool.store.tensors import TensorRef
@@ -15,10 +15,33 @@ Spectra = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
-    """One delta of a sum and its weight."""
+    """One delta of a combination, its weight, and its adapter's position among all."""
 
     delta: Delta
     weight: float
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """The deltas of one parameter, to be merged by a method of `combinations/` at a rank.
+
+    `options` are that room's.
+    """
+
+    parameter: str
+    parts: tuple[Weighted, ...]
+    method: str
+    options: Any
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Squared error and squared norm of one computed delta."""
+
+    error: float
+    norm: float
 
 
 class Algebra(Protocol):
@@ -33,4 +56,16 @@ class Algebra(Protocol):
 
     def truncated(self, delta: Delta, rank: int) -> Mapping[str, TensorRef]:
         """The delta's factors by role at another rank, in float64, for the same scaling."""
+        ...
+
+    def factored(self, delta: Delta) -> Delta:
+        """The delta of any low-rank kind as a LoRA delta of the product's own rank."""
+        ...
+
+    def mixed(self, mixture: Mixture) -> Mapping[str, TensorRef]:
+        """The factors by role of what a method makes of several deltas, for a scaling of 1."""
+        ...
+
+    def measured(self) -> Measured:
+        """The errors of all mixtures that were computed so far, summed up."""
         ...

@@ -254,6 +254,38 @@ def weighted_sum(terms: Sequence[tuple[float, TensorRef]]) -> TensorRef:
     return derived(parents, parents[0].shape, F64, make)
 
 
+def product(left: TensorRef, right: TensorRef) -> TensorRef:
+    """left (..., m) times right (m, n), which is (..., n); in float64."""
+
+    def make(values: Sequence[Array]) -> Array:
+        made: Array = values[0].view("<f8") @ values[1].view("<f8")
+        return made
+
+    shape = (*left.shape[:-1], right.shape[1])
+    return derived([float64(left), float64(right)], shape, F64, make)
+
+
+def used_columns(ref: TensorRef) -> tuple[int, int]:
+    """The columns [first, stop) of a matrix outside which all is zero; (0, 0) where all is.
+
+    It reads the tensor: for factors, never for a base's weight.
+    """
+    import numpy as np
+
+    nonzero = as_float64(array(ref), ref.dtype).reshape(ref.shape[0], -1) != 0
+    columns = np.flatnonzero(nonzero.any(axis=0))
+    return (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
+
+
+def same_values(left: TensorRef, right: TensorRef) -> bool:
+    """Whether two tensors hold the same bytes; reads them where they are not the same tensor."""
+    if (left.dtype, left.shape) != (right.dtype, right.shape):
+        return False
+    if left.source is right.source and left.offset == right.offset:
+        return True
+    return array(left).tobytes() == array(right).tobytes()
+
+
 def alike(refs: Sequence[TensorRef]) -> list[TensorRef]:
     """The tensors as they are where they share a dtype, else all in float64."""
     if len({ref.dtype for ref in refs}) == 1:

@@ -103,6 +103,7 @@ class MergeOptions:
     expert_packing: ExpertPacking = ExpertPacking.PEFT
     skip_unmatched: bool = False
     allow_drop: tuple[str, ...] = ()
+    allow_lossy: bool = False
 
     def given(self, **values: Any) -> Self:  # noqa: ANN401 - as flags, keywords or JSON give them
         """These options with every value that is not None, read as its option's own kind.

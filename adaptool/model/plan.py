@@ -18,6 +18,7 @@ from adaptool.dtypes import Dtype
 from adaptool.findings import Finding
 from adaptool.model.adapter import Delta
 from adaptool.model.options import Precision
+from adaptool.model.quantizer import Packed
 from adaptool.model.view import View
 from adaptool.store.tensors import TensorRef
 
@@ -64,16 +65,24 @@ class Row:
     blends: tuple[Blend, ...] = ()
     fold: int = 1
     replaced: bool = False
+    recoded: Recoded | None = None
 
     @property
     def is_copy(self) -> bool:
         """Whether its bytes are the source's bytes."""
+        if self.recoded is not None:
+            return False
         return not self.pieces and not self.blends and self.source.dtype == self.dtype
 
     @property
     def is_touched(self) -> bool:
         """Whether an adapter changes it."""
-        return bool(self.pieces or self.blends or self.replaced)
+        return bool(self.pieces or self.blends or self.replaced or self.recoded)
+
+    @property
+    def computed(self) -> Row:
+        """The row whose values are computed: itself, or the plain weight that it stores."""
+        return self if self.recoded is None else self.recoded.plain
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -93,7 +102,10 @@ class Row:
             "bytes": self.length,
             "from": {"file": Path(self.source.file).name, "tensor": self.source.name},
         }
-        if self.pieces:
+        if self.recoded is not None:
+            body["recoded"] = {"weight": self.recoded.plain.name, "part": self.recoded.role}
+        computed = self.computed
+        if computed.pieces:
             body["deltas"] = [
                 {
                     "adapter": piece.adapter,
@@ -103,14 +115,26 @@ class Row:
                     "weight": piece.weight,
                     "view": piece.view.as_json(),
                 }
-                for piece in self.pieces
+                for piece in computed.pieces
             ]
-        if self.blends:
+        if computed.blends:
             body["replaced_by"] = [
                 {"adapter": blend.adapter, "tensor": blend.value.name, "weight": blend.weight}
-                for blend in self.blends
+                for blend in computed.blends
             ]
         return body
+
+
+@dataclass(frozen=True, slots=True)
+class Recoded:
+    """A stored part of a packed weight whose plain values change: `plain` says to what.
+
+    `plain` has no seat of its own; every part of the weight carries the same one.
+    """
+
+    role: str
+    packed: Packed
+    plain: Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +157,10 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a weight-space operation will write."""
+    """What a weight-space operation will write.
+
+    `least_retained`: how much of its delta every recoded weight must keep; None: any.
+    """
 
     rows: tuple[Row, ...]
     files: tuple[OutputFile, ...]
@@ -143,6 +170,7 @@ class Plan:
     decisions: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[Mapping[str, Any], ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    least_retained: float | None = None
 
     @property
     def bytes(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from adaptool.dtypes import Dtype
 from adaptool.store.tensors import TensorRef
@@ -95,4 +95,48 @@ class Quantizer(Protocol):
 
     def skipping(self, config: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:
         """`quantization_config` with `modules` entered as left in 16 bit."""
+        ...
+
+
+class Encoder(Protocol):
+    """Stores new plain values in a scheme's own format, in two passes over their rows.
+
+    Both passes see every row once, in order, in blocks of a multiple of `granule` rows (the last
+    one excepted). Between them it holds no more than the scales.
+    """
+
+    granule: int
+
+    def measure(self, values: torch.Tensor, start: int) -> None:
+        """First pass: rows from `start` on, (rows, columns) in the packed weight's dtype."""
+        ...
+
+    def settle(self) -> tuple[Packed, Mapping[str, torch.Tensor]]:
+        """All rows were measured: the weight as it will be decoded, and its new parts by role.
+
+        All of them but "weight", whose codes `encode` gives.
+        """
+        ...
+
+    def encode(self, values: torch.Tensor, start: int) -> torch.Tensor:
+        """Second pass: the codes of the same rows, as the bytes that follow the last ones'.
+
+        InputError where a value does not fit.
+        """
+        ...
+
+
+@runtime_checkable
+class Encoding(Protocol):
+    """What a quantizer offers besides that can write its own format."""
+
+    def rewritten(self, packed: Packed) -> Mapping[str, tuple[int, ...]]:
+        """The roles that new values change, with their new shapes; the others stay as they are.
+
+        MismatchError (UNSUPPORTED) with the reason where this weight's variant cannot be written.
+        """
+        ...
+
+    def encoder(self, packed: Packed) -> Encoder:
+        """An encoder for new values of `packed`."""
         ...

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adaptool.findings import Finding, Severity
+
+ENERGY_SHARES = (0.9, 0.99, 0.999)
+"""The shares of a delta's energy that `inspect` gives the rank for."""
 
 
 def _findings(findings: tuple[Finding, ...]) -> list[dict[str, str | None]]:
@@ -20,17 +24,25 @@ class MergeStats:
     `changed_fraction`: share of elements whose bytes differ from the base's.
     `retained`: |stored delta . delta| / |delta|^2. Both None where nothing was sampled.
     `quantization_ratio`: |quantization error| / |delta| where the base went through nf4 and back.
+    `recoded`: of every weight that was stored in its packed format again, over all its rows,
+    (stored delta . delta) / |delta|^2; None where the delta is 0.
     """
 
     changed_fraction: float | None
     retained: float | None
     quantization_ratio: float | None = None
+    recoded: Mapping[str, float | None] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, float | None]:
+    def as_json(self) -> dict[str, Any]:
         """The object under `stats`."""
-        body = {"changed_fraction": self.changed_fraction, "retained": self.retained}
+        body: dict[str, Any] = {
+            "changed_fraction": self.changed_fraction,
+            "retained": self.retained,
+        }
         if self.quantization_ratio is not None:
             body["quantization_ratio"] = self.quantization_ratio
+        if self.recoded:
+            body["recoded"] = dict(self.recoded)
         return body
 
 
@@ -133,7 +145,7 @@ class ModuleRow:
     `shape` is the delta's (out, in); `saving` is m*n / ((m+n)*r), the factor by which the low-rank
     form is smaller than the full delta (None where there is no rank). From the values: the
     Frobenius `norm` of the scaled delta, its `effective_rank`, and `energy[k]`, the share of its
-    sum of squares that rank k + 1 keeps.
+    sum of squares that rank k + 1 keeps; `base_norm` is that of the weights it is added to.
     """
 
     module: str
@@ -147,6 +159,41 @@ class ModuleRow:
     effective_rank: float | None = None
     energy: tuple[float, ...] | None = None
     nonfinite: int | None = None
+    base_norm: float | None = None
+
+    @property
+    def relative_norm(self) -> float | None:
+        """|delta| / |W|; None where either is unknown or W is zero."""
+        return self.norm / self.base_norm if self.norm is not None and self.base_norm else None
+
+    def rank_at(self, share: float) -> int | None:
+        """The smallest rank that keeps `share` of the energy; 0 for a delta of zeros."""
+        if self.energy is None:
+            return None
+        if not self.norm:
+            return 0
+        reached = (rank for rank, kept in enumerate(self.energy, start=1) if kept >= share)
+        return next(reached, len(self.energy))
+
+    def as_json(self) -> dict[str, Any]:
+        """One entry of `modules`."""
+        known = self.energy is not None
+        return {
+            "module": self.module,
+            "tuner": self.tuner,
+            "rank": self.rank,
+            "scaling": self.scaling,
+            "shape": list(self.shape),
+            "parameters": self.parameters,
+            "saving": self.saving,
+            "norm": self.norm,
+            "base_norm": self.base_norm,
+            "relative_norm": self.relative_norm,
+            "effective_rank": self.effective_rank,
+            "rank_at": {str(at): self.rank_at(at) for at in ENERGY_SHARES} if known else None,
+            "energy": list(self.energy) if self.energy is not None else None,
+            "nonfinite": self.nonfinite,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,22 +218,6 @@ class AdapterSummary:
 
     def as_json(self) -> dict[str, Any]:
         """The object that `inspect --json` prints for an adapter."""
-        rows = [
-            {
-                "module": row.module,
-                "tuner": row.tuner,
-                "rank": row.rank,
-                "scaling": row.scaling,
-                "shape": list(row.shape),
-                "parameters": row.parameters,
-                "saving": row.saving,
-                "norm": row.norm,
-                "effective_rank": row.effective_rank,
-                "energy": list(row.energy) if row.energy is not None else None,
-                "nonfinite": row.nonfinite,
-            }
-            for row in self.modules
-        ]
         return {
             "kind": "adapter",
             "path": self.path,
@@ -200,7 +231,7 @@ class AdapterSummary:
             "ranks": self.ranks,
             "scaling": self.scaling,
             "targets": self.targets,
-            "modules": rows,
+            "modules": [row.as_json() for row in self.modules],
             "carried": list(self.carried),
             "provenance": self.provenance,
             "share_of_base": self.share_of_base,

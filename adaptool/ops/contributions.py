@@ -15,11 +15,14 @@ from adaptool.errors import AdaptoolError, MismatchError, gathered
 from adaptool.findings import Code, Finding, Severity
 from adaptool.model.adapter import Adapter, Delta, Replaced
 from adaptool.model.plan import Blend, Piece
-from adaptool.names.families import head_count, model_types
+from adaptool.model.tuner import Settling
+from adaptool.names.families import head_count, key_value_heads, model_types
 from adaptool.names.resolver import How, Resolution, Resolver
 from adaptool.ops.copies import same_bytes
 from adaptool.ops.drafts import Draft, Drafts
+from adaptool.ops.sizes import completed
 from adaptool.ops.targets import Base, plausible, views
+from adaptool.store.tensors import TensorRef
 from adaptool.tuners import tuners
 
 MOST_NAMED = 5
@@ -51,6 +54,14 @@ class Permissions:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A delta whose sizes are known, and the tensors of the base it belongs to."""
+
+    delta: Delta
+    found: Resolution
+
+
 class Contribution:
     """Puts one adapter's deltas and tensors onto the drafts."""
 
@@ -68,7 +79,7 @@ class Contribution:
         self._place, self._adapter, self._weight = place, adapter, weight
         self._drafts, self._permissions = drafts, permissions
         kinds = model_types(config)
-        self._base = Base(_shapes(drafts), kinds, head_count(config))
+        self._base = Base(_shapes(drafts), kinds, head_count(config), key_value_heads(config))
         self._resolver = Resolver(drafts, kinds)
         self.ledger = Ledger()
 
@@ -78,9 +89,11 @@ class Contribution:
         for item in self._adapter.replaced:
             self._try(partial(self._replace, item), [item.value.name])
         self._base = replace(self._base, shapes=_shapes(self._drafts))
+        found: list[Located] = []
         for delta in self._adapter.deltas:
-            names = [ref.name for ref in delta.roles.values()]
-            self._try(partial(self._add_delta, delta), names)
+            self._try(partial(self._locate, delta, found), _names(delta))
+        for located in found:
+            self._try(partial(self._add_delta, located, found), _names(located.delta))
         if self.ledger.errors:
             raise gathered([self._located(error) for error in self.ledger.errors])
         self._report()
@@ -100,12 +113,42 @@ class Contribution:
             error.file = self._adapter.name
         return error
 
-    def _add_delta(self, delta: Delta) -> None:
+    def _locate(self, delta: Delta, located: list[Located]) -> None:
+        """Find the delta's tensors in the base, and the sizes that only those tell."""
         found = self._resolver.resolve(delta.parameter, lambda name: self._fits(delta, name))
-        if found is None:
-            self._unmatched(delta.parameter, delta.module)
+        if found is None or (delta.optional and found.how is How.SUFFIX):
+            if not delta.optional:
+                self._unmatched(delta.parameter, delta.module)
             return
         self._note(found, delta.parameter)
+        sized = completed(delta, found, self._base, self._adapter.fan_in_fan_out)
+        located.append(Located(sized, found))
+
+    def _settled(self, delta: Delta, located: Sequence[Located]) -> Delta:
+        """The delta with what its tuner makes of all sizes, and with what it reads of the base."""
+        tuner = tuners()[delta.tuner]
+        roles = {**delta.roles, **{role: self._read(name) for role, name in delta.reads.items()}}
+        if isinstance(tuner, Settling):
+            known = {(entry.delta.module, entry.delta.parameter): entry.delta for entry in located}
+            among = [
+                known.get((other.module, other.parameter), other)
+                for other in self._adapter.deltas
+                if other.tuner == delta.tuner
+            ]
+            delta = replace(delta, terms=tuner.settled(delta, among))
+        return replace(delta, roles=roles)
+
+    def _read(self, parameter: str) -> TensorRef:
+        """A whole tensor of the base, as it was before any adapter."""
+        found = self._resolver.resolve(parameter, lambda _: False)
+        if found is None or len(found.placements) != 1 or found.fused or _is_partial(found):
+            message = f"the adapter's change depends on {parameter}, which the base has not whole"
+            raise MismatchError(message, code=Code.UNSUPPORTED)
+        draft = self._drafts[found.placements[0].tensor]
+        return draft.original or draft.source
+
+    def _add_delta(self, located: Located, among: Sequence[Located]) -> None:
+        delta, found = self._settled(located.delta, among), located.found
         for name, view in views(delta, found, self._base, self._adapter.fan_in_fan_out):
             draft = self._drafts[name]
             self._check(draft, delta)
@@ -263,6 +306,10 @@ class Contribution:
                         file=self._adapter.name,
                     )
                 )
+
+
+def _names(delta: Delta) -> list[str]:
+    return [ref.name for role, ref in delta.roles.items() if role not in delta.shared]
 
 
 def _shapes(drafts: Drafts) -> dict[str, tuple[int, ...]]:

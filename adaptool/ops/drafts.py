@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from adaptool.dtypes import Dtype
-from adaptool.model.plan import Blend, Piece
+from adaptool.model.plan import Blend, Piece, Recoded
 from adaptool.store.tensors import TensorRef
 
 
@@ -17,7 +17,8 @@ class Draft:
     `file` is the base shard it lies in, None for a tensor the base lacks; `dtype` is what will be
     written. `replaced_by` is the adapter whose own tensor `source` became; the base's is then
     `original`. `virtual` marks the second side of tied weights that the base does not store;
-    `saved` a tensor that a module trained on its own brought, in place of a mere copy.
+    `saved` a tensor that a module trained on its own brought, in place of a mere copy. `stored`: a
+    part of a packed weight, whose dtype is the scheme's; `recoded`: one that is made anew.
     """
 
     name: str
@@ -31,6 +32,8 @@ class Draft:
     original: TensorRef | None = None
     virtual: bool = False
     saved: bool = False
+    stored: bool = False
+    recoded: Recoded | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

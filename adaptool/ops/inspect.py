@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from adaptool.errors import AdaptoolError, Interrupted, gathered
 from adaptool.findings import Code, Finding, Severity
 from adaptool.layouts import decode
 from adaptool.model.adapter import Adapter, Delta, Replaced
+from adaptool.model.inspected import Inspected, Summary
 from adaptool.model.results import AdapterSummary, CheckpointSummary, ModuleRow
 from adaptool.model.values import Scan, ValueReader
 from adaptool.ops import ties
 from adaptool.ops.artifact import open_artifact
+from adaptool.ops.base_norms import base_norms
 from adaptool.ops.drafts import drafts_of
+from adaptool.ops.similarity import similarity
 from adaptool.ops.value_checks import (
     checkpoint_findings,
     nonfinite_findings,
@@ -35,20 +40,60 @@ def inspect_path(
 
     Errors as in `open_artifact`, `layouts.decode` and `open_checkpoint`.
     """
-    with open_artifact(path) as opened:
-        if isinstance(opened, Checkpoint):
-            return _checkpoint_summary(opened, str(path), values)
-        return _adapter_summary(opened, values, base)
+    return inspect_paths([path], values=values, base=base).items[0]
+
+
+def inspect_paths(
+    paths: Sequence[Path], *, values: ValueReader | None, base: Path | None
+) -> Inspected:
+    """Describe what lies at each path, and with `values` how alike the adapters are.
+
+    Errors as in `inspect_path`, those of all paths together.
+    """
+    with ExitStack() as stack:
+        checkpoint = stack.enter_context(open_checkpoint(base)) if base is not None else None
+        found: list[tuple[Summary, Adapter | None]] = []
+        errors: list[AdaptoolError] = []
+        for path in paths:
+            try:
+                opened = open_artifact(path)
+                stack.callback(opened.close)
+                found.append(_summary(opened, str(path), values, checkpoint))
+            except Interrupted:
+                raise
+            except AdaptoolError as error:
+                errors.append(error)
+        if errors:
+            raise gathered(errors)
+        adapters = [adapter for _, adapter in found]
+        alike = similarity(adapters, values) if values is not None and len(paths) > 1 else None
+    return Inspected(tuple(summary for summary, _ in found), alike)
+
+
+def _summary(
+    opened: AdapterFiles | Checkpoint,
+    path: str,
+    values: ValueReader | None,
+    base: Checkpoint | None,
+) -> tuple[Summary, Adapter | None]:
+    """The summary, and the adapter where it is one."""
+    if isinstance(opened, Checkpoint):
+        return _checkpoint_summary(opened, path, values), None
+    adapter = decode(opened)
+    return _adapter_summary(opened, adapter, values, base), adapter
 
 
 def _adapter_summary(
-    files: AdapterFiles, values: ValueReader | None, base: Path | None
+    files: AdapterFiles, adapter: Adapter, values: ValueReader | None, base: Checkpoint | None
 ) -> AdapterSummary:
-    adapter = decode(files)
     seen = scans(adapter.tensors, values) if values is not None else {}
-    modules = tuple(_module_rows(adapter.deltas, seen, values))
     parameters = _trained(adapter)
     share, notes = _share(parameters, base) if base is not None else (None, ())
+    norms: dict[str, float] = {}
+    if values is not None and base is not None:
+        norms, unfit = base_norms(adapter, base, values)
+        notes = (*notes, *unfit)
+    modules = tuple(_module_rows(adapter.deltas, seen, values, norms))
     return AdapterSummary(
         path=files.name,
         layout=adapter.layout,
@@ -74,18 +119,24 @@ def _adapter_summary(
 
 
 def _module_rows(
-    deltas: Iterable[Delta], seen: Mapping[str, Scan], values: ValueReader | None
+    deltas: Iterable[Delta],
+    seen: Mapping[str, Scan],
+    values: ValueReader | None,
+    norms: Mapping[str, float],
 ) -> Iterable[ModuleRow]:
     """One row for each module: its update, and what shifts its bias counted with it."""
     groups: dict[str, list[Delta]] = {}
     for delta in deltas:
         groups.setdefault(delta.module, []).append(delta)
     for group in groups.values():
-        yield _module_row(group, seen, values)
+        yield _module_row(group, seen, values, norms)
 
 
 def _module_row(
-    group: list[Delta], seen: Mapping[str, Scan], values: ValueReader | None
+    group: list[Delta],
+    seen: Mapping[str, Scan],
+    values: ValueReader | None,
+    norms: Mapping[str, float],
 ) -> ModuleRow:
     main = group[0]
     spectrum = values.spectrum(main) if values is not None else None
@@ -104,6 +155,7 @@ def _module_row(
         effective_rank=spectrum.effective_rank if spectrum else None,
         energy=spectrum.energy if spectrum else None,
         nonfinite=sum(seen[name].nonfinite for name in names) if seen else None,
+        base_norm=norms.get(main.parameter),
     )
 
 
@@ -117,11 +169,10 @@ def _trained(adapter: Adapter) -> int:
     return sum(delta.parameters for delta in adapter.deltas) + sum(replaced)
 
 
-def _share(parameters: int, base: Path) -> tuple[float | None, tuple[Finding, ...]]:
+def _share(parameters: int, checkpoint: Checkpoint) -> tuple[float | None, tuple[Finding, ...]]:
     """Adapter parameters over base parameters; None where the base's cannot be counted."""
-    with open_checkpoint(base) as checkpoint:
-        scheme = quantization_of(checkpoint.config)
-        total = sum(ref.elements for ref in checkpoint.tensors.values())
+    scheme = quantization_of(checkpoint.config)
+    total = sum(ref.elements for ref in checkpoint.tensors.values())
     if scheme is not None:
         message = f"quantized ({scheme}): packed weights do not tell how many parameters there are"
         note = Finding(Code.BASE_QUANTIZED, Severity.NOTE, message, file=checkpoint.name)

@@ -18,6 +18,7 @@ from adaptool.ops.config_edits import classifier_edits, dtype_edits, edited
 from adaptool.ops.contributions import Contribution, Permissions
 from adaptool.ops.drafts import Drafts, drafts_of
 from adaptool.ops.provenance import inputs_of, recorded_options
+from adaptool.ops.recoding import LEAST_RETAINED
 from adaptool.ops.seating import Seating, seat
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.checkpoint import Checkpoint
@@ -97,6 +98,7 @@ def plan_merge(base: Checkpoint, parts: Sequence[Part], options: MergeOptions) -
         decisions=making.decisions,
         inputs=inputs_of(base, [adapter for part in parts for adapter in _inputs(part)]),
         options=recorded_options([part.weight for part in parts], options),
+        least_retained=None if options.allow_lossy else LEAST_RETAINED,
     )
 
 
@@ -228,7 +230,7 @@ def _dtypes(making: _Making, base: Checkpoint, options: MergeOptions) -> None:
         return
     wanted = BY_TORCH_NAME[str(options.dtype)]
     for draft in making.drafts.values():
-        if draft.dtype.floating and draft.dtype.bits >= 16:
+        if draft.dtype.floating and draft.dtype.bits >= 16 and not draft.stored:
             draft.dtype = wanted
     making.edits |= dtype_edits(base.config or {}, str(options.dtype))
 

@@ -2,14 +2,14 @@
 
 `all` writes every weight in 16 bit and removes `quantization_config`. `touched` does so for the
 modules that an adapter changes and those that runtimes fuse with them; they enter the scheme's
-skip list, and every other byte stays.
+skip list, and every other byte stays. `keep` stores what changed in the same format again.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adaptool.dtypes import BY_TORCH_NAME, DTYPES, Dtype
@@ -19,6 +19,7 @@ from adaptool.model.options import Quantized
 from adaptool.model.quantizer import Packed
 from adaptool.names.fusions import FUSIONS
 from adaptool.ops.drafts import Draft, Drafts
+from adaptool.ops.recoding import recoded
 from adaptool.quantizers import quantizers
 from adaptool.quantizers.decoding import plain
 from adaptool.store.checkpoint import Checkpoint
@@ -112,16 +113,41 @@ def close_up(
     config = scheme_of(base.config)
     if config is None:
         return drafts, None
-    if mode is Quantized.KEEP:
-        message = "re-encoding a merged weight in the base's own format is not supported yet"
-        hint = "--quantized touched keeps every other module quantized"
-        raise MismatchError(
-            message, code=Code.UNSUPPORTED, file=base.name, field="--quantized", hint=hint
-        )
     if mode is Quantized.ALL:
         return drafts, _all(drafts, opened)
-    made, closed = _touched(drafts, opened, config)
+    _check_places(drafts, opened, base, mode)
+    close = _kept if mode is Quantized.KEEP else _touched
+    made, closed = close(drafts, opened, config)
     return _in_base_order(made, opened, base), closed
+
+
+def _check_places(drafts: Drafts, opened: Opened, base: Checkpoint, mode: Quantized) -> None:
+    """MismatchError where a weight is not packed in its own place: replicated layers, say."""
+    for name, draft in drafts.items():
+        packed = getattr((draft.original or draft.source).source, "packed", None)
+        # An untied head is plain, and named in the skip list as such.
+        plain = name not in opened.packed and name.split(".")[-2:-1] in [[head] for head in HEADS]
+        if packed is None or packed.name == name or (plain and mode is Quantized.TOUCHED):
+            continue
+        message = f"is a copy of {packed.name}, which is stored as {packed.scheme}"
+        raise MismatchError(
+            message,
+            code=Code.UNSUPPORTED,
+            file=base.name,
+            tensor=name,
+            field="--quantized",
+            hint="--quantized all writes every weight in 16 bit",
+        )
+
+
+def _kept(drafts: Drafts, opened: Opened, config: Mapping[str, Any]) -> tuple[Drafts, Closed]:
+    made, anew = recoded(drafts, opened.packed, opened.stored)
+    schemes = sorted({opened.packed[name].scheme for name in anew})
+    count = f"{len(anew)} of {len(opened.packed)} quantized weights are stored anew"
+    message = f"{count} as {', '.join(schemes)}" if anew else count
+    note = Finding(Code.BASE_QUANTIZED, Severity.NOTE, message, field=FIELD)
+    decision = {"mode": "keep", "schemes": list(opened.schemes), "weights": sorted(anew)}
+    return made, Closed(config, (note,), decision)
 
 
 def _all(drafts: Drafts, opened: Opened) -> Closed:
@@ -140,7 +166,7 @@ def _touched(drafts: Drafts, opened: Opened, config: Mapping[str, Any]) -> tuple
     made: Drafts = {}
     for name, draft in drafts.items():
         if name in opened.packed and name not in plain_names:
-            made.update({stored.name: stored for stored in opened.stored[name]})
+            made.update({part.name: replace(part, stored=True) for part in opened.stored[name]})
         else:
             made[name] = draft
     modules = sorted(name.removesuffix(".weight") for name in plain_names)
@@ -178,8 +204,7 @@ def _in_base_order(drafts: Drafts, opened: Opened, base: Checkpoint) -> Drafts:
 
     def place(name: str) -> int:
         stored = opened.stored.get(name, ())
-        restored = drafts[name] in stored
-        parts = [] if restored else [draft.name for draft in stored]
+        parts = [] if drafts[name].stored else [draft.name for draft in stored]
         known = [places[part] for part in (name, *parts) if part in places]
         return min(known, default=len(places))
 

@@ -100,7 +100,10 @@ def _pooled(spectra: Spectra) -> tuple[float, ...]:
 
 
 def _rank(delta: Delta, spectra: Spectra) -> int:
-    return delta.terms.rank or max(map(len, spectra))
+    """The rank of the factors; of other kinds that of the product (LoHa's is the square of r)."""
+    if delta.tuner in _STAYING and delta.terms.rank:
+        return delta.terms.rank
+    return max(map(len, spectra))
 
 
 def _ranks(modules: Sequence[_Module], options: ResizeOptions, adapter: Adapter) -> list[int]:

@@ -78,6 +78,7 @@ def _rows(file: str, members: Sequence[Draft], start: int) -> list[Row]:
                 blends=tuple(draft.blends),
                 fold=draft.fold,
                 replaced=draft.replaced_by is not None,
+                recoded=draft.recoded,
             )
         )
         start += length

@@ -19,18 +19,22 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What views need of a base: shapes by name, its family, its attention heads (0: unknown)."""
+    """What views need of a base: shapes by name, its family, its attention heads (0: unknown).
+
+    `shared_heads` are those of k and v, each of which several of q's may use.
+    """
 
     shapes: Mapping[str, Shape]
     model_types: tuple[str, ...]
     heads: int = 0
+    shared_heads: int = 0
 
 
 def plausible(delta: Delta, shape: Shape) -> bool:
     """Whether a tensor of this shape could take the whole delta; for the suffix rule."""
     terms = delta.terms
     if terms.form is Form.VECTOR:
-        return shape == (terms.out,)
+        return len(shape) == 1 and terms.out in (0, shape[0])
     if terms.form is Form.EXPERTS:
         return (
             len(shape) == 3
@@ -39,14 +43,18 @@ def plausible(delta: Delta, shape: Shape) -> bool:
         )
     if len(shape) < 2:
         return False
-    return (shape[0], prod(shape[1:])) in ((terms.out, terms.inner), (terms.inner, terms.out))
+    rows, columns = shape[0], prod(shape[1:])
+    return any(
+        terms.out in (0, out) and terms.inner in (0, inner)
+        for out, inner in ((rows, columns), (columns, rows))
+    )
 
 
 def views(
     delta: Delta, resolution: Resolution, base: Base, fan_in_fan_out: bool | None
 ) -> list[tuple[str, View]]:
     """(tensor name, view) pairs that together take the whole delta; MismatchError where not."""
-    prefer = _prefers_transposed(delta, base, fan_in_fan_out)
+    prefer = prefers_transposed(delta, base, fan_in_fan_out)
     if resolution.fused is not None:
         name = resolution.placements[0].tensor
         return [(name, _member_view(delta, name, resolution.fused, base, prefer))]
@@ -55,12 +63,12 @@ def views(
         return list(_fused_views(delta, names, base, prefer))
     return [
         (placement.tensor, view)
-        for placement in _sized(resolution.placements, base)
+        for placement in sized(resolution.placements, base)
         for view in _placed(delta, placement, base, prefer)
     ]
 
 
-def _prefers_transposed(delta: Delta, base: Base, fan_in_fan_out: bool | None) -> bool:
+def prefers_transposed(delta: Delta, base: Base, fan_in_fan_out: bool | None) -> bool:
     """What shapes cannot tell: whether a square weight is stored (in, out)."""
     if delta.terms.form is Form.EMBEDDING:
         return True
@@ -83,7 +91,8 @@ def _prefers_transposed_experts(delta: Delta, base: Base) -> bool:
     return stored != (axes == "inverted")
 
 
-def _orders(delta: Delta, prefer: bool) -> tuple[bool, ...]:
+def orders(delta: Delta, prefer: bool) -> tuple[bool, ...]:
+    """Whether the delta may lie transposed in the base, the likelier answer first."""
     if delta.terms.form is Form.EMBEDDING:
         return (True,)
     if delta.terms.form in (Form.CONVOLUTION, Form.VECTOR):
@@ -103,12 +112,12 @@ def _placed(delta: Delta, placement: Placement, base: Base, prefer: bool) -> Ite
     if stacked and expert is None:
         yield from _stack_views(delta, placement, shape, prefer)
         return
-    slot, of_tensor, inner = _slot_of(placement.of_tensor, shape)
+    slot, of_tensor, inner = slot_of(placement.of_tensor, shape)
     if not stacked:
         expert = None
         if _is_single_expert(delta, shape) and slot is None:
             slot, inner = 0, shape[1:]
-    for order in _orders(delta, prefer):
+    for order in orders(delta, prefer):
         view = _fit(delta, placement, order, of_parameter, of_tensor, shape=inner)
         if view is not None:
             yield _moved(view, slot, inner, expert)
@@ -116,7 +125,7 @@ def _placed(delta: Delta, placement: Placement, base: Base, prefer: bool) -> Ite
     _refuse_shape(delta, placement.tensor, shape)
 
 
-def _sized(placements: Sequence[Placement], base: Base) -> Sequence[Placement]:
+def sized(placements: Sequence[Placement], base: Base) -> Sequence[Placement]:
     """Chunks of a concatenation are as long as their tensors: say so where they are not equal."""
     lengths: dict[tuple[int, int], dict[int, int]] = {}
     for placement in placements:
@@ -161,7 +170,7 @@ def _expert_of(parts: Sequence[Part]) -> tuple[int | None, tuple[Part, ...]]:
     return expert, rest
 
 
-def _slot_of(parts: Sequence[Part], shape: Shape) -> tuple[int | None, tuple[Part, ...], Shape]:
+def slot_of(parts: Sequence[Part], shape: Shape) -> tuple[int | None, tuple[Part, ...], Shape]:
     """Take the expert's part off a stacked tensor's; returns the shape of one expert."""
     if len(shape) == 3 and any(part.dropped for part in parts):
         slot, rest = _expert_of(parts)
@@ -173,7 +182,7 @@ def _stack_views(delta: Delta, placement: Placement, shape: Shape, prefer: bool)
     """One view per expert, where delta and tensor are both stacked."""
     if len(shape) != 3 or shape[0] != delta.terms.experts:
         _refuse_shape(delta, placement.tensor, shape)
-    for order in _orders(delta, prefer):
+    for order in orders(delta, prefer):
         view = _fit(
             delta, placement, order, placement.of_parameter, placement.of_tensor, shape=shape[1:]
         )
@@ -202,8 +211,8 @@ def _fit(
     terms = delta.terms
     size = (terms.inner, terms.out) if order else (terms.out, terms.inner)
     matrix = (shape[0], prod(shape[1:]))
-    taken = [_span(of_parameter, axis, size[axis]) for axis in (0, 1)]
-    placed = [_span(of_tensor, axis, matrix[axis]) for axis in (0, 1)]
+    taken = [part_of_axis(of_parameter, axis, size[axis]) for axis in (0, 1)]
+    placed = [part_of_axis(of_tensor, axis, matrix[axis]) for axis in (0, 1)]
     if None in taken or None in placed:
         return None
     if placement.transposed:
@@ -224,7 +233,7 @@ def _fit(
     )
 
 
-def _span(parts: Sequence[Part], axis: int, size: int) -> Span | None:
+def part_of_axis(parts: Sequence[Part], axis: int, size: int) -> Span | None:
     """The indices that the parts leave of an axis of `size`; None where they do not divide it."""
     span = whole(size)
     for part in parts:
@@ -269,7 +278,7 @@ def _member_view(delta: Delta, name: str, part: FusedPart, base: Base, prefer: b
     shape, out = base.shapes[name], delta.terms.out
     if delta.terms.form is Form.VECTOR:
         return View(rows=_member_span(shape[0], out, part, base, name), columns=whole(1))
-    for order in _orders(delta, prefer):
+    for order in orders(delta, prefer):
         matrix = (shape[1], shape[0]) if order else (shape[0], prod(shape[1:]))
         if matrix[1] != delta.terms.inner:
             continue
@@ -312,7 +321,7 @@ def _fused_views(
     delta: Delta, names: Sequence[str], base: Base, prefer: bool
 ) -> Iterator[tuple[str, View]]:
     """A fused delta cut onto the base's separate tensors."""
-    for order in _orders(delta, prefer):
+    for order in orders(delta, prefer):
         axis = 1 if order else 0
         sizes = [base.shapes[name][axis] for name in names]
         matching = all(

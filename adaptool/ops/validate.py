@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from adaptool.errors import AdaptoolError, InternalError, Interrupted, UsageError
 from adaptool.findings import Code, Finding, Severity
-from adaptool.layouts import decode
+from adaptool.layouts import decode, layouts
 from adaptool.model.adapter import Adapter
 from adaptool.model.options import MergeOptions
 from adaptool.model.plan import Plan
@@ -23,6 +23,7 @@ from adaptool.ops.value_checks import (
     scans,
     untrained_findings,
 )
+from adaptool.runtimes import Candidate, judged, judged_checkpoint, runtime
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.checkpoint import Checkpoint, open_checkpoint
 
@@ -31,13 +32,15 @@ _ORDER = tuple(Severity)
 
 
 def validate_path(
-    path: Path, *, base: Path | None, values: ValueReader | None
+    path: Path, *, base: Path | None, values: ValueReader | None, target: str | None = None
 ) -> tuple[Finding, ...]:
     """Everything worth saying about what lies at `path`, errors first.
 
-    With `base`, whether an adapter fits it; with `values`, what the tensors hold. UsageError where
-    `path` or `base` does not exist, or is no artifact at all.
+    With `base`, whether an adapter fits it; with `values`, what the tensors hold; with `target`,
+    what would become of it in that runtime. UsageError where `path` or `base` does not exist, or is
+    no artifact at all, and for a runtime that is not known.
     """
+    served = runtime(target) if target is not None else None
     for given in (path, base):
         if given is not None:
             require(given)
@@ -48,8 +51,12 @@ def validate_path(
             _refuse_base(path, base)
             found.findings += opened.findings
             found.attempt(lambda: found.findings.extend(checkpoint_findings(opened, values)))
+            if served is not None:
+                found.findings += judged_checkpoint(served, opened)
         elif opened is not None:
-            _check_adapter(found, stack, opened, base, values)
+            candidate = _check_adapter(found, stack, opened, base, values)
+            if served is not None:
+                found.attempt(lambda: found.findings.extend(judged(served, candidate)))
     return tuple(sorted(found.findings, key=lambda finding: _ORDER.index(finding.severity)))
 
 
@@ -92,9 +99,9 @@ def _check_adapter(
     files: AdapterFiles,
     base: Path | None,
     values: ValueReader | None,
-) -> None:
+) -> Candidate:
     adapter = found.attempt(lambda: decode(files))
-    plan = None
+    plan, checkpoint = None, None
     if base is not None:
         checkpoint = found.attempt(lambda: stack.enter_context(open_checkpoint(base)))
         if checkpoint is not None and adapter is not None:
@@ -105,6 +112,16 @@ def _check_adapter(
         found.findings += files.findings if adapter is None else adapter.findings
     if values is not None:
         found.attempt(lambda: found.findings.extend(_value_findings(files, adapter, values)))
+    config = checkpoint.config if checkpoint is not None else None
+    return Candidate(files, adapter, _layout(files, adapter), config)
+
+
+def _layout(files: AdapterFiles, adapter: Adapter | None) -> str | None:
+    """The adapter's layout; where it could not be decoded, the one that claims its keys."""
+    if adapter is not None:
+        return adapter.layout
+    claiming = [name for name, layout in layouts().items() if layout.sniff(files).claimed]
+    return claiming[0] if len(claiming) == 1 else None
 
 
 def _planned(base: Checkpoint, files: AdapterFiles, adapter: Adapter) -> Plan:

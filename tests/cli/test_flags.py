@@ -28,8 +28,11 @@ from make_fixtures import Tensor, save_tensors
 
 COMMON = {"--json", "--quiet"}
 MACHINE = {"--device", "--threads"}
+WRITING = {"--overwrite", "--dry-run"}
+READING = {"--alpha", "--scale", "--allow-drop", "--allow-pickle"}
 PROMISED = {
-    "inspect": {*COMMON, "--values", "--html", "--base", "--allow-pickle"},
+    "diff": {*COMMON, "--exit-code", "--allow-pickle"},
+    "inspect": {*COMMON, "--values", "--html", "--base", "--allow-pickle", "--overwrite"},
     "validate": {*COMMON, "--base", "--strict", "--values", "--target", "--allow-pickle"},
     "merge": {
         *COMMON,
@@ -52,6 +55,35 @@ PROMISED = {
         "--skip-unmatched",
         "--checksum",
     },
+    "resize": {
+        *COMMON,
+        *MACHINE,
+        *WRITING,
+        *READING,
+        "--rank",
+        "--energy",
+        "--error",
+        "--ratio",
+        "--budget",
+        "--keep",
+        "--min-rank",
+        "--max-rank",
+        "--dtype",
+    },
+    "convert": {
+        *COMMON,
+        *MACHINE,
+        *WRITING,
+        *READING,
+        "--to",
+        "--as",
+        "--rank",
+        "--energy",
+        "--base",
+        "--bake-scale",
+        "--init-adapter",
+        "--expert-packing",
+    },
     "verify": {*COMMON, *MACHINE, "--add", "--init-adapter", "--exact", "--allow-pickle"},
 }
 # Every other option of the merge, where a receipt does not give it.
@@ -66,11 +98,10 @@ GIVEN_TO_VERIFY = {
     "--skip-unmatched",
     "--allow-drop",
 }
-LATER = {
-    "inspect": {"--html"},
-    "validate": {"--target"},
+LATER: dict[str, set[str]] = {
+    "diff": set(),
+    "inspect": set(),
     "merge": {"--reversible"},
-    "verify": set(),
 }
 COMMANDS = sorted(PROMISED)
 
@@ -96,15 +127,15 @@ def test_every_command_stands_in_the_list() -> None:
 def test_command_has_the_flags_it_was_promised_and_no_others(name: str) -> None:
     """What stands in the contract is there, what is not there yet is on the list for later."""
     more = GIVEN_TO_VERIFY if name == "verify" else set()
-    assert _flags(name) == (PROMISED[name] | more) - LATER[name]
+    assert _flags(name) == (PROMISED[name] | more) - LATER.get(name, set())
 
 
 def test_every_flag_is_used_by_a_test_below() -> None:
-    """The list is walked: for each command and flag there is a test that gives it."""
-    tree = ast.parse(Path(__file__).read_text())
+    """The list is walked: for each command and flag a test in test_flags*.py gives it."""
     used = {
         (call.args[0].value, argument.value.partition("=")[0])
-        for call in ast.walk(tree)
+        for file in Path(__file__).parent.glob("test_flags*.py")
+        for call in ast.walk(ast.parse(file.read_text()))
         if isinstance(call, ast.Call) and ast.unparse(call.func) == "adaptool"
         for argument in call.args
         if isinstance(argument, ast.Constant)
@@ -121,26 +152,11 @@ def test_every_flag_is_used_by_a_test_below() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "flag"), [(name, flag) for name in COMMANDS for flag in sorted(LATER[name])]
+    ("name", "flag"), [(name, flag) for name, flags in LATER.items() for flag in sorted(flags)]
 )
 def test_flag_that_comes_later_is_refused(name: str, flag: str) -> None:
     """Exit 2: nobody is left to think that it worked."""
     assert main([name, "a", "b", "c", flag, "x"]) == 2
-
-
-@pytest.fixture
-def adaptool(capfd: pytest.CaptureFixture[str]) -> Adaptool:
-    """Runs the command line; returns the JSON, or the text where `text` is asked for."""
-
-    def call(*arguments: str | Path, code: int = 0, text: bool = False) -> Any:
-        given = [*map(str, arguments), *([] if text or "--json" in arguments else ["--json"])]
-        capfd.readouterr()
-        found = main(given)
-        out, err = capfd.readouterr()
-        assert found == code, (out, err)
-        return (out, err) if text else json.loads(out)
-
-    return call
 
 
 def _tensors(folder: Path) -> dict[str, Any]:
@@ -660,6 +676,18 @@ def test_validate_strict(adaptool: Adaptool, tmp_path: Path) -> None:
     assert adaptool("validate", "--strict", folder, code=1)["ok"] is False
 
 
+def test_validate_target(adaptool: Adaptool, tmp_path: Path) -> None:
+    """What is fine here can be mis-scaled there: exit 1, the command that mends it; exit 2 else."""
+    folder = _adapter(tmp_path / "rslora", lambda tensors: tensors)
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"use_rslora": True}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    assert adaptool("validate", "--target", "vllm", folder)["findings"] == []
+    (finding,) = adaptool("validate", folder, "--target", "sglang", code=1)["findings"]
+    assert (finding["code"], finding["field"]) == ("target-mis-scaled", "use_rslora")
+    assert "--bake-scale" in finding["hint"]
+    assert adaptool("validate", folder, "--target", "vlm", code=2)["error"]["field"] == "--target"
+
+
 def test_inspect_json(adaptool: Adaptool) -> None:
     """The contract's keys, for an adapter, for a checkpoint and for both at once."""
     adapter = adaptool("inspect", "--json", ADAPTER)
@@ -678,6 +706,10 @@ def test_inspect_json(adaptool: Adaptool) -> None:
     assert checkpoint["parameters"] == 106816
     both = adaptool("inspect", "--json", ADAPTER, BASE)
     assert [item["kind"] for item in both["items"]] == ["adapter", "checkpoint"]
+    assert both["similarity"] is None
+    several = adaptool("inspect", "--json", "--values", ADAPTER, BASE, ADAPTER)
+    assert several["similarity"][1] == [None, None, None]
+    assert several["similarity"][0] == [1.0, None, pytest.approx(1.0)]
 
 
 def test_inspect_groups_modules_for_people(adaptool: Adaptool) -> None:
@@ -716,3 +748,61 @@ def test_inspect_base(adaptool: Adaptool) -> None:
     """How large the adapter is, compared with its base."""
     said = adaptool("inspect", ADAPTER, "--base", BASE)
     assert said["share_of_base"] == pytest.approx(said["parameters"] / 106816)
+
+
+def test_inspect_html(adaptool: Adaptool, tmp_path: Path) -> None:
+    """One page that stands alone; it implies --values, and the answer names the file."""
+    out = tmp_path / "page.html"
+    said = adaptool("inspect", ADAPTER, "--html", out, "--base", BASE)
+    assert said["html"] == str(out)
+    assert all(row["norm"] > 0 and row["relative_norm"] > 0 for row in said["modules"])
+    page = out.read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert all(row["module"] in page for row in said["modules"])
+    assert "<script" not in page
+
+
+def test_inspect_overwrite(adaptool: Adaptool, tmp_path: Path) -> None:
+    """A file that exists is exit 5 and stays; with the flag it is replaced."""
+    out = tmp_path / "page.html"
+    out.write_text("mine")
+    refused = adaptool("inspect", ADAPTER, "--html", out, code=5)
+    assert refused["error"]["code"] == "output-exists"
+    assert out.read_text() == "mine"
+    adaptool("inspect", ADAPTER, "--html", out, "--overwrite")
+    assert out.read_text() != "mine"
+
+
+def test_diff_json(adaptool: Adaptool, merged: Path) -> None:
+    """The contract's keys, for adapters and for checkpoints."""
+    same = adaptool("diff", "--json", ADAPTER, ADAPTER)
+    assert (same["cosine"], same["relative_error"]) == (1.0, 0.0)
+    assert (same["only_in_a"], same["only_in_b"]) == ([], [])
+    assert len(same["modules"]) == 14
+    assert {"module", "cosine", "relative_error"} <= set(same["modules"][0])
+    other = adaptool("diff", "--json", BASE, merged)
+    assert len(other["modules"]) == 21
+    assert sum(row["relative_error"] > 0 for row in other["modules"]) == 14
+    assert other["relative_error"] > 0
+
+
+def test_diff_exit_code(adaptool: Adaptool, merged: Path) -> None:
+    """Exit 1 where a number differs, and only where it was asked for."""
+    adaptool("diff", BASE, merged)
+    adaptool("diff", "--exit-code", BASE, merged, code=1)
+    adaptool("diff", "--exit-code", ADAPTER, ADAPTER)
+
+
+def test_diff_quiet(adaptool: Adaptool, merged: Path) -> None:
+    """What was asked for is shown."""
+    out, err = adaptool("diff", "--quiet", BASE, merged, text=True)
+    assert out.splitlines()[-1].startswith("14 of 21 tensors differ, cosine ")
+    assert err == ""
+    out, _ = adaptool("diff", ADAPTER, ADAPTER, text=True)
+    assert out == "equal: 14 modules compared\n"
+
+
+def test_diff_allow_pickle(adaptool: Adaptool, pickled: Path) -> None:
+    """The pickle holds what the file holds."""
+    adaptool("diff", ADAPTER, pickled, code=3)
+    assert adaptool("diff", "--allow-pickle", ADAPTER, pickled)["equal"]

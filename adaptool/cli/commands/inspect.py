@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,47 +13,69 @@ from adaptool.cli import options
 from adaptool.cli.answer import Answer
 from adaptool.cli.text import byte_count, counted, percent, printable
 from adaptool.cli.values import local_path
-from adaptool.errors import AdaptoolError, gathered
-from adaptool.model.results import AdapterSummary, CheckpointSummary, ModuleRow
+from adaptool.model.inspected import Inspected, Summary
+from adaptool.model.results import ENERGY_SHARES, AdapterSummary, CheckpointSummary, ModuleRow
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-Summary = AdapterSummary | CheckpointSummary
 
 
 @click.command("inspect", short_help="Say what an adapter or checkpoint is.")
 @click.argument("paths", type=local_path, nargs=-1, required=True, metavar="PATH...")
 @options.values_flag
-@click.option("--base", type=local_path, metavar="BASE", help="Compare sizes with this base.")
+@click.option(
+    "--base", type=local_path, metavar="BASE", help="Compare sizes, with --values norms as well."
+)
+@click.option(
+    "--html",
+    type=local_path,
+    metavar="FILE",
+    help="Draw a page of its own: heatmap, spectra, similarity. Reads the weights.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace FILE where it exists.")
 @options.allow_pickle
 @options.output
-def command(
-    paths: tuple[Path, ...], base: Path | None, *, values: bool, allow_pickle: bool
-) -> Answer:
-    """Show layout, tuner, ranks, scales, targets, sizes and provenance of each PATH."""
-    summaries = _summaries(paths, base=base, values=values, allow_pickle=allow_pickle)
-    bodies = [summary.as_json() for summary in summaries]
-    return Answer(
-        body=bodies[0] if len(bodies) == 1 else {"items": bodies},
-        people=lambda: (part for summary in summaries for part in _people(summary)),
-        findings=tuple(finding for summary in summaries for finding in summary.findings),
+def command(paths: tuple[Path, ...], html: Path | None, **flags: Any) -> Answer:  # noqa: ANN401
+    """Show layout, tuner, ranks, scales, targets, sizes and provenance of each PATH.
+
+    With --values also norms, effective ranks, the ranks that keep 90, 99 and 99.9 % of the energy
+    and, of several adapters, the cosines between them.
+    """
+    from adaptool import api
+
+    found = api.inspect(*paths, html=html, **flags)
+    several = found if isinstance(found, Inspected) else Inspected((found,), None)
+    body = found.as_json() | ({"html": str(html)} if html is not None else {})
+    return Answer(body=body, people=lambda: _shown(several, html), findings=several.findings)
+
+
+def _shown(found: Inspected, html: Path | None) -> Iterator[RenderableType]:
+    for item in found.items:
+        yield from _people(item)
+    if found.similarity is not None:
+        yield from _similarity(found, found.similarity)
+    if html is not None:
+        yield f"drawn: {printable(str(html))}"
+
+
+def _similarity(
+    found: Inspected, cosines: tuple[tuple[float | None, ...], ...]
+) -> Iterator[RenderableType]:
+    from adaptool.cli.rendering import table
+
+    yield "similarity (cosine between whole adapters)"
+    numbers = range(1, len(cosines) + 1)
+    yield table(
+        ("", *(f"[{number}]" for number in numbers)),
+        (
+            (f"[{number}] {item.path}", *(_rounded(cosine) for cosine in row))
+            for number, item, row in zip(numbers, found.items, cosines, strict=True)
+        ),
     )
 
 
-def _summaries(paths: tuple[Path, ...], **flags: Any) -> list[Summary]:  # noqa: ANN401
-    from adaptool import api
-
-    summaries: list[Summary] = []
-    errors: list[AdaptoolError] = []
-    for path in paths:
-        try:
-            summaries.append(api.inspect(path, **flags))
-        except AdaptoolError as error:
-            errors.append(error)
-    if errors:
-        raise gathered(errors)
-    return summaries
+def _rounded(cosine: float | None) -> float | None:
+    return None if cosine is None else round(cosine, 4)
 
 
 def _people(summary: Summary) -> Iterator[RenderableType]:
@@ -85,13 +107,22 @@ def _adapter(summary: AdapterSummary) -> Iterator[RenderableType]:
         **summary.provenance,
     }
     yield from _facts(summary.path, "adapter", facts)
+    with_values = any(row.norm is not None for row in summary.modules)
     if summary.modules:
         from adaptool.cli.rendering import table
 
-        with_values = any(row.norm is not None for row in summary.modules)
         heads = ("target", "tuner", "rank", "scaling", "modules", "shape", "parameters", "saving")
-        more = ("norm", "effective rank", "not finite") if with_values else ()
-        yield table((*heads, *more), _grouped(summary.modules, with_values=with_values))
+        more = _MORE if with_values else ()
+        relative = any(row.relative_norm is not None for row in summary.modules)
+        heads = (*heads, *more, *(("norm / base",) if relative else ()))
+        yield table(heads, _grouped(summary.modules, with_values=with_values, relative=relative))
+    if with_values:
+        from adaptool.cli.heatmap import heatmap
+
+        yield from heatmap(summary.modules)
+
+
+_MORE = ("norm", "effective rank", *(f"at {100 * at:g} %" for at in ENERGY_SHARES), "not finite")
 
 
 def _key(row: ModuleRow) -> tuple[Any, ...]:
@@ -107,7 +138,9 @@ def _key(row: ModuleRow) -> tuple[Any, ...]:
     )
 
 
-def _grouped(modules: tuple[ModuleRow, ...], *, with_values: bool) -> Iterator[tuple[object, ...]]:
+def _grouped(
+    modules: tuple[ModuleRow, ...], *, with_values: bool, relative: bool
+) -> Iterator[tuple[object, ...]]:
     """One row for all modules of the same last name, tuner, rank and scaling."""
     for key, found in groupby(sorted(modules, key=_key), key=_key):
         rows = list(found)
@@ -124,8 +157,8 @@ def _grouped(modules: tuple[ModuleRow, ...], *, with_values: bool) -> Iterator[t
             shape,
             parameters,
         )
-        row = (*row, _saving(rows))
-        yield (*row, *_spread(rows)) if with_values else row
+        row = (*row, _saving(rows), *(_spread(rows) if with_values else ()))
+        yield (*row, _range([row.relative_norm for row in rows])) if relative else row
 
 
 def _saving(rows: list[ModuleRow]) -> str | None:
@@ -137,10 +170,11 @@ def _saving(rows: list[ModuleRow]) -> str | None:
 def _spread(rows: list[ModuleRow]) -> tuple[object, ...]:
     norms = _range([row.norm for row in rows])
     ranks = _range([row.effective_rank for row in rows])
-    return (norms, ranks, sum(row.nonfinite or 0 for row in rows))
+    kept = (_range([row.rank_at(share) for row in rows]) for share in ENERGY_SHARES)
+    return (norms, ranks, *kept, sum(row.nonfinite or 0 for row in rows))
 
 
-def _range(numbers: list[float | None]) -> str | None:
+def _range(numbers: Sequence[float | None]) -> str | None:
     known = [number for number in numbers if number is not None]
     if not known:
         return None

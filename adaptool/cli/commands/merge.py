@@ -13,7 +13,7 @@ from adaptool.cli import options, values
 from adaptool.cli.answer import Answer
 from adaptool.cli.progress import byte_bar
 from adaptool.cli.text import byte_count, counted, percent, printable
-from adaptool.model.results import MergeResult
+from adaptool.model.results import MergeResult, MergeStats
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     metavar="keep|SIZE",
     show_default=True,
     help="Split the output anew, as 5GB or 2GiB; keep: the base's own shards.",
+)
+@click.option(
+    "--allow-lossy",
+    is_flag=True,
+    help="With --quantized keep: write even where less than half of a delta survives.",
 )
 @click.option("--checksum", is_flag=True, help="SHA-256 of every file written.")
 @options.writing
@@ -57,6 +62,7 @@ def command(base: Path, adapter: Path, out: Path, **flags: Any) -> Answer:  # no
 
 def _people(result: MergeResult) -> Iterator[RenderableType]:
     yield from _plan(result.plan)
+    yield from _recoded(result.stats)
     yield _summary(result)
 
 
@@ -101,6 +107,16 @@ def _plan(plan: dict[str, Any] | None) -> Iterator[RenderableType]:
     )
     if plan["documents"]:
         yield f"also: {', '.join(map(printable, plan['documents']))}"
+
+
+def _recoded(stats: MergeStats) -> Iterator[RenderableType]:
+    """How much of its delta each weight kept that was stored in its packed format again."""
+    if not stats.recoded:
+        return
+    from adaptool.cli.rendering import table
+
+    rows = ((name, None if kept is None else percent(kept)) for name, kept in stats.recoded.items())
+    yield table(("stored again", "delta kept"), rows)
 
 
 def _row(row: dict[str, Any]) -> tuple[object, ...]:

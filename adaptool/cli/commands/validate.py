@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 @click.argument("path", type=local_path)
 @click.option("--base", type=local_path, metavar="BASE", help="Check that PATH fits this base.")
 @options.values_flag
+@click.option(
+    "--target",
+    metavar="vllm|sglang|llamacpp|mlx|diffusers|comfyui",
+    help="Will PATH load there, and mean the same?",
+)
 @click.option("--strict", is_flag=True, help="A warning counts as an error.")
 @options.allow_pickle
 @options.output

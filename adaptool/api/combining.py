@@ -1,0 +1,115 @@
+"""The verb that makes one adapter of several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from adaptool.api.door import Door, Progress
+from adaptool.api.writing import Opened, Writing, open_one
+from adaptool.engine.algebra import FactorAlgebra
+from adaptool.model.adapter_results import CombineResult
+from adaptool.model.algebra import Measured
+from adaptool.model.combine_options import CombineOptions, weights_for
+from adaptool.model.options import ExpertPacking, Machine, OutputDtype
+from adaptool.model.reading import Reading
+from adaptool.ops.combine import combined
+from adaptool.store.disk import Disk
+
+
+def combine(
+    *adapters: Path | str,
+    out: Path | str | None = None,
+    weights: Sequence[float] | None = None,
+    method: str = "cat",
+    rank: int | None = None,
+    density: float = 1.0,
+    majority_sign: str = "total",
+    seed: int = 0,
+    dtype: str = "float32",
+    expert_packing: str = "peft",
+    alpha: Sequence[float] = (),
+    scale: Sequence[float] = (),
+    allow_drop: Sequence[str] = (),
+    allow_pickle: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: Progress | None = None,
+    disk: Disk | None = None,
+) -> CombineResult:
+    """One adapter for several: by default (`cat`) their exact weighted sum.
+
+    `weights` default to 1 each, `out` to ./combined. `alpha` and `scale` are, in the order of the
+    adapters, for files that carry no scale.
+    """
+    options = CombineOptions(
+        weights_for(len(adapters), weights),
+        method,
+        rank,
+        density,
+        majority_sign,
+        seed,
+        OutputDtype(dtype),
+    )
+    machine = Machine(device, threads)
+    algebra = FactorAlgebra(machine)
+    with ExitStack() as stack:
+        door = Door(stack, allow_pickle)
+        given = zip(
+            adapters,
+            options.weights,
+            _each(alpha, adapters),
+            _each(scale, adapters),
+            strict=True,
+        )
+        inputs = [
+            open_one(
+                door,
+                Path(path),
+                Reading(tuple(allow_drop), ExpertPacking(expert_packing), one, other),
+                weight,
+            )
+            for path, weight, one, other in given
+        ]
+        target = Path(out) if out is not None else _default(inputs)
+        made = combined([each.adapter for each in inputs], options, algebra)
+        writing = Writing("combine", target, machine, overwrite, dry_run, progress, disk or Disk())
+        plan = writing.plan(made.adapter, inputs, options.as_json(), allow_drop)
+        notes = (*(note for each in inputs for note in each.adapter.findings), *made.findings)
+        findings = writing.write(replace(plan, findings=notes))
+    ranks = [delta.terms.rank for delta in made.adapter.deltas if delta.terms.rank]
+    return CombineResult(
+        out=target,
+        method=method,
+        rank_min=min(ranks, default=None),
+        rank_max=max(ranks, default=None),
+        exact=made.exact,
+        relative_error=0.0 if made.exact else _error(algebra.measured(), dry_run=dry_run),
+        module_count=len({delta.module for delta in made.adapter.deltas}),
+        bytes=plan.bytes,
+        findings=findings,
+        dry_run=dry_run,
+    )
+
+
+def _each(given: Sequence[float], adapters: Sequence[Path | str]) -> list[float | None]:
+    """One value for each adapter, in order; None for those that none is left for."""
+    return [given[place] if place < len(given) else None for place in range(len(adapters))]
+
+
+def _default(inputs: Sequence[Opened]) -> Path:
+    single = all(Path(each.files.name).is_file() for each in inputs)
+    return Path("combined.safetensors" if single else "combined")
+
+
+def _error(measured: Measured, *, dry_run: bool) -> float | None:
+    """Of all modules together; None where nothing was computed, or nothing has a norm."""
+    if dry_run or not measured.norm:
+        return None
+    found = math.sqrt(measured.error / measured.norm)
+    return found if math.isfinite(found) else None

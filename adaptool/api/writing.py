@@ -1,0 +1,100 @@
+"""How the verbs of adapter space open adapters and write one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adaptool.api.door import Door
+from adaptool.engine.write import write_model
+from adaptool.findings import Finding
+from adaptool.layouts import decode, writable
+from adaptool.model.adapter import Adapter
+from adaptool.model.encoding import Destination
+from adaptool.model.options import Machine
+from adaptool.model.plan import Plan
+from adaptool.model.reading import Reading
+from adaptool.ops.adapter_plan import adapter_plan
+from adaptool.ops.encoding import encoded, single_file
+from adaptool.ops.provenance import adapter_input
+from adaptool.store.adapter_files import AdapterFiles, open_adapter
+from adaptool.store.disk import Disk
+from adaptool.store.preflight import preflight
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An adapter with the files it was read from, and its weight in what is made of it."""
+
+    files: AdapterFiles
+    adapter: Adapter
+    weight: float = 1.0
+
+
+def open_one(door: Door, path: Path, reading: Reading, weight: float = 1.0) -> Opened:
+    """Open and decode the adapter at `path`; it is closed with the door's stack."""
+    files = door.stack.enter_context(open_adapter(door.path(path)))
+    return Opened(files, decode(files, reading), weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How an adapter is written; the same for every verb."""
+
+    command: str
+    out: Path
+    machine: Machine
+    overwrite: bool
+    dry_run: bool
+    progress: Callable[[int, int], None] | None
+    disk: Disk
+
+    def plan(
+        self,
+        adapter: Adapter,
+        inputs: Sequence[Opened],
+        options: Mapping[str, Any],
+        allow_drop: Sequence[str] = (),
+        layout: str | None = None,
+        *,
+        bake: bool = False,
+    ) -> Plan:
+        """The plan of writing `adapter`, in its own layout where that can be written."""
+        single = single_file(self.out)
+        target = layout or (adapter.layout if adapter.layout in writable() else "peft")
+        destination = Destination(self.out.name if single else None, bake)
+        body, dropped = encoded(adapter, target, destination, allow_drop)
+        plan = adapter_plan(
+            body,
+            inputs=[adapter_input(each.files, each.adapter, each.weight) for each in inputs],
+            options=options,
+            decisions={"dropped": sorted({*adapter.dropped, *dropped})},
+            companions=() if single else inputs[0].files.companions,
+        )
+        preflight(
+            self.out,
+            [Path(each.files.name) for each in inputs],
+            overwrite=self.overwrite,
+            need_bytes=plan.bytes,
+            disk=self.disk,
+            single_file=single,
+        )
+        return plan
+
+    def write(self, plan: Plan) -> tuple[Finding, ...]:
+        """Write it, unless this is a dry run; what there is to say of it."""
+        if self.dry_run:
+            return plan.findings
+        written = write_model(
+            plan,
+            self.out,
+            self.command,
+            self.machine,
+            overwrite=self.overwrite,
+            progress=self.progress,
+            disk=self.disk,
+            single_file=single_file(self.out),
+        )
+        return (*plan.findings, *written.findings)

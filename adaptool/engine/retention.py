@@ -1,0 +1,37 @@
+"""Whether what was stored again still holds the adapters' deltas."""
+
+from __future__ import annotations
+
+from adaptool.errors import MismatchError
+from adaptool.findings import Code, Finding, Severity
+from adaptool.model.plan import Plan
+from adaptool.model.results import MergeStats
+
+HALF = 0.5
+
+
+def lost_deltas(plan: Plan, stats: MergeStats) -> tuple[Finding, ...]:
+    """A warning where a recoded weight kept less than half of its delta.
+
+    MismatchError where that is less than the plan asks for.
+    """
+    kept = {name: share for name, share in stats.recoded.items() if share is not None}
+    least = HALF if plan.least_retained is None else plan.least_retained
+    below = [name for name, share in kept.items() if share < least]
+    if not below:
+        return ()
+    worst = min(below, key=lambda name: kept[name])
+    message = (
+        f"{kept[worst]:.1%} of its delta survived in its own format, {least:.0%} is asked for; "
+        f"so it is with {len(below)} of {len(stats.recoded)} weights"
+    )
+    hint = "--quantized touched writes these weights in 16 bit"
+    if plan.least_retained is None:
+        return (Finding(Code.DELTA_LOST, Severity.WARNING, message, tensor=worst, hint=hint),)
+    raise MismatchError(
+        message,
+        code=Code.DELTA_LOST,
+        tensor=worst,
+        field="--quantized",
+        hint=f"{hint}; --allow-lossy writes them all the same",
+    )

@@ -1,0 +1,69 @@
+"""How large the base's weights are where an adapter changes them."""
+
+from __future__ import annotations
+
+import math
+
+from adaptool.errors import AdaptoolError, Interrupted
+from adaptool.findings import Code, Finding, Severity
+from adaptool.model.adapter import Adapter
+from adaptool.model.values import ValueReader
+from adaptool.ops import quantized, replication, ties
+from adaptool.ops.contributions import Contribution, Permissions
+from adaptool.ops.drafts import Drafts, drafts_of
+from adaptool.store.checkpoint import Checkpoint
+
+
+def opened_drafts(base: Checkpoint) -> Drafts:
+    """The checkpoint's tensors by name, packed weights as the plain ones they stand for."""
+    files = [(name, shard.file) for shard in base.shards for name in shard.header.tensors]
+    drafts, _ = quantized.open_up(drafts_of(base.tensors, files), base)
+    return drafts
+
+
+def base_norms(
+    adapter: Adapter, base: Checkpoint, values: ValueReader
+) -> tuple[dict[str, float], tuple[Finding, ...]]:
+    """|W| of what each delta is added to, by the delta's parameter, found as a merge finds it.
+
+    Modules that the base lacks have none. Where adapter and base do not fit each other there are
+    no norms at all, and a finding says why.
+    """
+    try:
+        drafts = _with_deltas(adapter, base)
+    except Interrupted:
+        raise
+    except AdaptoolError as error:
+        return {}, (_unfit(error, base),)
+    found: dict[str, float] = {}
+    for draft in drafts.values():
+        for piece in draft.pieces:
+            parameter = piece.delta.parameter
+            part = values.squares(draft.source, piece.view)
+            found[parameter] = found.get(parameter, 0.0) + part
+    return {parameter: math.sqrt(squares) for parameter, squares in found.items()}, ()
+
+
+def _with_deltas(adapter: Adapter, base: Checkpoint) -> Drafts:
+    drafts = opened_drafts(base)
+    if adapter.layer_replication:
+        drafts = replication.replicated(drafts, adapter.layer_replication)
+    pair = ties.tied_pair(drafts, base.config)
+    if pair is not None:
+        ties.add_head(drafts, pair)
+    permissions = Permissions(skip_unmatched=True, allow_drop=())
+    Contribution(0, adapter, 1.0, drafts, config=base.config, permissions=permissions).add()
+    return drafts
+
+
+def _unfit(error: AdaptoolError, base: Checkpoint) -> Finding:
+    count = f" (and {len(error.others)} more)" if error.others else ""
+    return Finding(
+        code=error.code if error.code is not Code.INTERNAL else Code.UNSUPPORTED,
+        severity=Severity.WARNING,
+        message=f"nothing is compared with the base's weights: {error.message}{count}",
+        file=error.file or base.name,
+        tensor=error.tensor,
+        field=error.field,
+        hint=error.hint,
+    )

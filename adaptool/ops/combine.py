@@ -1,0 +1,269 @@
+"""Several adapters as one: a weighted sum of deltas, exact or by a method of `combinations/`.
+
+A module that an adapter lacks counts as a delta of 0 there. What is no delta (saved modules,
+biases, token rows) is averaged where all adapters have it and refused where they contradict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from adaptool.combinations import methods
+from adaptool.combinations.merging import check_options
+from adaptool.combinations.method import Majority, Options, Space
+from adaptool.errors import AdaptoolError, MismatchError, UsageError, gathered
+from adaptool.findings import Code, Finding, Severity
+from adaptool.model.adapter import Adapter, Delta, Form, Terms
+from adaptool.model.algebra import Algebra, Mixture, Weighted
+from adaptool.model.combine_options import CombineOptions
+from adaptool.model.derived import scaled, weighted_sum
+from adaptool.ops.combined_config import combined_config, config_notes
+from adaptool.ops.combined_tensors import averaged
+from adaptool.ops.factor_sums import Summand, factor_sum
+from adaptool.ops.low_rank import refuse_changed_base, written_dtype
+from adaptool.ops.plain_lora import is_expressible
+
+# Seconds an element and worker that methods on whole deltas took where they were measured.
+SECONDS_AN_ELEMENT = 3e-7
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One adapter of a combination: `place` is its position in the command line."""
+
+    adapter: Adapter
+    weight: float
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """The combined adapter; `exact` where nothing but rounding separates it from the sum."""
+
+    adapter: Adapter
+    exact: bool
+    findings: tuple[Finding, ...]
+
+
+def combined(adapters: Sequence[Adapter], options: CombineOptions, algebra: Algebra) -> Combined:
+    """The combination of `adapters` at `options.weights`.
+
+    UsageError for options that the method cannot use; MismatchError (exit 4), carrying every
+    other misfit, where the adapters do not fit each other.
+    """
+    method = _method(options)
+    entries = [
+        Entry(adapter, weight, place)
+        for place, (adapter, weight) in enumerate(zip(adapters, options.weights, strict=True))
+        if weight != 0
+    ]
+    _check(entries)
+    groups = _groups(entries)
+    exact = method == "cat"
+    deltas: list[Delta] = []
+    errors: list[AdaptoolError] = []
+    for parameter, group in groups.items():
+        try:
+            deltas.append(_module(parameter, group, method, options, algebra))
+        except MismatchError as error:
+            errors.append(error)
+    replaced, contradictions = averaged(entries, set(groups), options.dtype)
+    if errors or contradictions:
+        raise gathered([*errors, *contradictions])
+    deltas += _shifts(entries, deltas, options)
+    first = entries[0].adapter
+    made = replace(
+        first,
+        config=combined_config([entry.adapter for entry in entries]),
+        deltas=tuple(deltas),
+        replaced=replaced,
+        dropped=tuple(sorted({name for entry in entries for name in entry.adapter.dropped})),
+        findings=(),
+    )
+    return Combined(
+        made, exact, (*config_notes([entry.adapter for entry in entries]), *_notes(method, deltas))
+    )
+
+
+def _method(options: CombineOptions) -> str:
+    """The method's name; `cat` at a rank is `svd`. UsageError where it is unknown."""
+    if options.method not in methods():
+        message = f"{options.method!r} is none of {', '.join(sorted(methods()))}"
+        raise UsageError(message, code=Code.USAGE, field="--method")
+    method = "svd" if options.method == "cat" and options.rank is not None else options.method
+    check_options(method, _combine_options(options))
+    return method
+
+
+def _combine_options(options: CombineOptions) -> Options:
+    known = [str(kind) for kind in Majority]
+    if options.majority_sign not in known:
+        message = f"{options.majority_sign!r} is none of {', '.join(known)}"
+        raise UsageError(message, code=Code.USAGE, field="--majority-sign")
+    return Options(options.rank, options.density, Majority(options.majority_sign), options.seed)
+
+
+def _check(entries: Sequence[Entry]) -> None:
+    """Every misfit that has nothing to do with one module."""
+    errors: list[AdaptoolError] = []
+    for entry in entries:
+        try:
+            refuse_changed_base(entry.adapter, "combining it")
+            _refuse_thick(entry.adapter)
+        except MismatchError as error:
+            errors.append(error)
+    if len({entry.adapter.layer_replication for entry in entries}) > 1:
+        message = "the adapters replicate the base's layers differently"
+        errors.append(MismatchError(message, code=Code.UNSUPPORTED, field="layer_replication"))
+    if errors:
+        raise gathered(errors)
+
+
+def _refuse_thick(adapter: Adapter) -> None:
+    """MismatchError where a delta is no product of thin factors."""
+    thick = [
+        delta for delta in adapter.deltas if delta.tuner != "shift" and not is_expressible(delta)
+    ]
+    if not thick:
+        return
+    kinds = ", ".join(sorted({delta.tuner for delta in thick}))
+    why = "DoRA scales whole rows of W + BA" if "dora" in kinds else "their deltas have no factors"
+    message = f"{len(thick)} {kinds} modules cannot be summed without the base: {why}"
+    hint = "merge them one after the other (merge --add), or extract a LoRA from each merged model"
+    raise MismatchError(
+        message,
+        code=Code.NOT_LOW_RANK,
+        file=adapter.name,
+        tensor=thick[0].parameter,
+        hint=hint,
+    )
+
+
+def _groups(entries: Sequence[Entry]) -> dict[str, list[Weighted]]:
+    """Parameter -> the deltas that update it, in the adapters' order."""
+    groups: dict[str, list[Weighted]] = {}
+    for entry in entries:
+        for delta in entry.adapter.deltas:
+            if delta.tuner != "shift":
+                part = Weighted(delta, entry.weight, entry.place)
+                groups.setdefault(delta.parameter, []).append(part)
+    return groups
+
+
+def _module(
+    parameter: str,
+    group: Sequence[Weighted],
+    method: str,
+    options: CombineOptions,
+    algebra: Algebra,
+) -> Delta:
+    """One module's combined delta as LoRA factors."""
+    refs = [ref for part in group for ref in part.delta.roles.values()]
+    dtype = written_dtype(refs, options.dtype)
+    if method == "cat":
+        summands = [_summand(part, algebra) for part in group]
+        return replace(factor_sum(summands), dtype=dtype)
+    first = group[0].delta
+    _check_shapes(group)
+    rank = options.rank or first.terms.rank or 1
+    if options.rank is None:
+        _check_ranks(group, method)
+    mixture = Mixture(parameter, tuple(group), method, _combine_options(options), rank)
+    return replace(
+        first,
+        tuner="lora",
+        roles=algebra.mixed(mixture),
+        terms=_plain_terms(first.terms, rank),
+        dtype=dtype,
+    )
+
+
+def _summand(part: Weighted, algebra: Algebra) -> Summand:
+    """The part as LoRA factors: its own, or made where its kind has others."""
+    dense = not any(name.startswith("blocks") for name in part.delta.terms.conventions)
+    if part.delta.tuner == "lora" and dense:
+        return Summand(part.delta, part.weight)
+    return Summand(algebra.factored(part.delta), part.weight)
+
+
+def _check_shapes(group: Sequence[Weighted]) -> None:
+    first = group[0].delta.terms
+    for part in group[1:]:
+        terms = part.delta.terms
+        if (terms.form, terms.out, terms.inner, terms.experts, terms.kernel) != (
+            first.form,
+            first.out,
+            first.inner,
+            first.experts,
+            first.kernel,
+        ):
+            message = (
+                f"{[terms.out, terms.inner]} in one adapter, {[first.out, first.inner]} in another"
+            )
+            hint = "adapters of different base models cannot be combined"
+            raise MismatchError(
+                message, code=Code.SHAPE_MISMATCH, tensor=part.delta.parameter, hint=hint
+            )
+
+
+def _check_ranks(group: Sequence[Weighted], method: str) -> None:
+    ranks = sorted({part.delta.terms.rank or 0 for part in group})
+    if len(ranks) > 1:
+        message = f"ranks {ranks}; {method} averages factors, which must be of one rank"
+        hint = "use --method cat, or --method svd --rank N: they take any ranks"
+        raise MismatchError(
+            message, code=Code.RANK_MISMATCH, tensor=group[0].delta.parameter, hint=hint
+        )
+
+
+def _plain_terms(terms: Terms, rank: int) -> Terms:
+    kept = {
+        name: value
+        for name, value in terms.conventions.items()
+        if name in {"packing", "axes", "parameter"}
+    }
+    return replace(terms, rank=rank, scaling=1.0, alpha=None, conventions=kept)
+
+
+def _shifts(
+    entries: Sequence[Entry], deltas: Sequence[Delta], options: CombineOptions
+) -> Iterator[Delta]:
+    """lora_B's biases summed, under the scaling that their module has now."""
+    scalings = {delta.module: delta.terms.scaling for delta in deltas}
+    groups: dict[str, list[tuple[float, Delta]]] = {}
+    for entry in entries:
+        for delta in entry.adapter.deltas:
+            if delta.tuner == "shift":
+                coefficient = entry.weight * delta.terms.scaling
+                groups.setdefault(delta.module, []).append((coefficient, delta))
+    for module, parts in groups.items():
+        scaling = scalings.get(module, 1.0) or 1.0
+        summed = weighted_sum(
+            [(weight / scaling, delta.roles["difference"]) for weight, delta in parts]
+        )
+        first = parts[0][1]
+        whole = len(parts) == 1 and parts[0][0] == scaling
+        value = scaled(first.roles["difference"], 1.0) if whole else summed
+        yield replace(
+            first,
+            roles={"difference": value},
+            terms=replace(first.terms, scaling=scaling),
+            dtype=written_dtype([delta.roles["difference"] for _, delta in parts], options.dtype),
+        )
+
+
+def _notes(method: str, deltas: Sequence[Delta]) -> Iterator[Finding]:
+    if method == "linear":
+        message = "linear averages the factors, as PEFT does: (sum of B) (sum of A) is not the sum"
+        hint = "--method cat is the exact sum, --method svd --rank N the best of a rank"
+        yield Finding(Code.FACTORS_AVERAGED, Severity.WARNING, message, hint=hint)
+    if methods()[method].METHOD.space is Space.DELTA:
+        elements = sum(
+            delta.terms.out * delta.terms.inner * max(1, delta.terms.experts)
+            for delta in deltas
+            if delta.terms.form is not Form.VECTOR
+        )
+        seconds = elements * SECONDS_AN_ELEMENT
+        message = f"{method} looks at all {elements} elements: some {seconds:.0f} core seconds"
+        yield Finding(Code.SLOW_METHOD, Severity.NOTE, message)

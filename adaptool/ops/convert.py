@@ -1,0 +1,59 @@
+"""An adapter made ready for another layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from adaptool.errors import UsageError
+from adaptool.findings import Code, Finding
+from adaptool.layouts import writable
+from adaptool.model.adapter import Adapter, Delta
+from adaptool.model.algebra import Algebra
+from adaptool.model.convert_options import ConvertOptions
+from adaptool.model.derived import F32
+from adaptool.ops.low_rank import refuse_changed_base
+from adaptool.ops.plain_lora import PLAIN, as_plain_lora, subtracted
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """The adapter to be written; `relative_error` where factors were made anew."""
+
+    adapter: Adapter
+    relative_error: float | None
+    findings: tuple[Finding, ...]
+
+
+def converted(
+    adapter: Adapter, options: ConvertOptions, algebra: Algebra, *, initial: Adapter | None
+) -> Converted:
+    """`adapter` in the form the options ask for.
+
+    UsageError where the target layout cannot be written; MismatchError where the form cannot be
+    had.
+    """
+    if options.to not in writable():
+        message = f"{options.to!r} is none of {', '.join(sorted(writable()))}"
+        raise UsageError(message, code=Code.USAGE, field="--to")
+    if initial is not None:
+        adapter = subtracted(adapter, initial)
+    elif options.as_lora or options.to != "peft":
+        refuse_changed_base(adapter, "converting it")
+    if not options.as_lora or _is_plain(adapter, options):
+        return Converted(adapter, None, ())
+    made = as_plain_lora(adapter, options.exactly, algebra)
+    wide = tuple(map(_in_float32, made.adapter.deltas)) if options.rank is None else None
+    found = made.adapter if wide is None else replace(made.adapter, deltas=wide)
+    return Converted(found, made.relative_error, made.findings)
+
+
+def _is_plain(adapter: Adapter, options: ConvertOptions) -> bool:
+    """Whether there is nothing to bring to LoRA form."""
+    return options.rank is None and all(delta.tuner in PLAIN for delta in adapter.deltas)
+
+
+def _in_float32(delta: Delta) -> Delta:
+    """Factors that stand for others exactly are not rounded to 16 bits."""
+    if delta.dtype is None or delta.dtype.bits >= F32.bits:
+        return delta
+    return replace(delta, dtype=F32)
