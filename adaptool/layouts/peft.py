@@ -19,7 +19,7 @@ from adaptool.layouts.peft_config import check_config
 from adaptool.layouts.peft_deltas import changed_base, decode_modules, token_rows
 from adaptool.layouts.peft_encode import encode, losses
 from adaptool.layouts.peft_keys import PREFIX, sort_keys
-from adaptool.layouts.peft_modules import ModuleNames
+from adaptool.layouts.peft_modules import ModuleNames, pattern_name
 from adaptool.layouts.peft_review import review
 from adaptool.model.adapter import Adapter, Delta
 from adaptool.model.reading import AS_IT_STANDS, Reading
@@ -85,7 +85,19 @@ def _configured(files: AdapterFiles, reading: Reading) -> AdapterFiles:
         hint = "put the adapter_config.json it was trained with beside it, or give --alpha N"
         raise InputError(message, code=Code.CONFIG_MISSING, file=files.source.name, hint=hint)
     alpha = 1.0 if reading.alpha is None else reading.alpha
-    return replace(files, config={"peft_type": "LORA", "lora_alpha": alpha})
+    config = {"peft_type": "LORA", "lora_alpha": alpha, **_ranks(files.tensors)}
+    return replace(files, config=config)
+
+
+def _ranks(tensors: Mapping[str, TensorRef]) -> dict[str, Any]:
+    """r and rank_pattern as the factors have them."""
+    ranks = {
+        pattern_name(name.removeprefix(PREFIX).partition(".lora_")[0]): ref.shape[0]
+        for name, ref in tensors.items()
+        if (".lora_A" in name or ".lora_embedding_A" in name) and ref.shape
+    }
+    most = max(ranks.values(), default=1)
+    return {"r": most, "rank_pattern": {name: r for name, r in ranks.items() if r != most}}
 
 
 def _under(scale: float, delta: Delta) -> Delta:

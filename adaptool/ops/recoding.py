@@ -34,29 +34,24 @@ def recoded(
         if name not in packed:
             made[name] = draft
             continue
-        parts = stored[name]
+        parts = [replace(part, stored=True) for part in stored[name]]
         if draft.is_touched:
-            parts = _parts(draft, packed[name], parts)
+            _recode(parts, draft, packed[name])
             anew.append(name)
         made.update({part.name: part for part in parts})
     return made, anew
 
 
-def _parts(draft: Draft, packed: Packed, stored: Sequence[Draft]) -> list[Draft]:
-    """The stored parts of a touched weight: those that new values change, and the others."""
+def _recode(parts: Sequence[Draft], draft: Draft, packed: Packed) -> None:
+    """Mark the stored parts of a touched weight that new values change."""
     shapes = _rewritten(draft, packed)
     plain = _plain(draft, packed)
     roles = {ref.name: role for role, ref in packed.roles.items()}
-    parts = []
-    for part in stored:
+    for part in parts:
         role = roles[part.name]
         if role in shapes:
-            source = _reshaped(part.source, shapes[role])
-            anew = Recoded(role, packed, plain)
-            parts.append(replace(part, source=source, stored=True, recoded=anew))
-        else:
-            parts.append(replace(part, stored=True))
-    return parts
+            part.source = _reshaped(part.source, shapes[role])
+            part.recoded = Recoded(role, packed, plain)
 
 
 def _rewritten(draft: Draft, packed: Packed) -> Mapping[str, tuple[int, ...]]:

@@ -114,7 +114,7 @@ def _ranks(modules: Sequence[_Module], options: ResizeOptions, adapter: Adapter)
         wanted = allotted(_shares(modules, options), _budget(modules, options, adapter))
     low, high = options.min_rank, options.max_rank
     bounded = [
-        min(max(rank, low), high or rank, module.rank)
+        min(max(rank, low), high or module.rank, module.rank)
         for rank, module in zip(wanted, modules, strict=True)
     ]
     return _shared(modules, bounded, max if rule in _PER_MODULE else min)

@@ -199,10 +199,11 @@ def test_bad_rule_is_one_line_and_nothing_is_written(
 
 def test_single_file_without_scale_asks_for_it(adaptool: Adaptool, tmp_path: Path) -> None:
     """--alpha and --scale are for files that carry neither; PEFT's config carries it."""
+    rank = json.loads((ADAPTER / "adapter_config.json").read_text())["r"]
     file = tmp_path / "bare.safetensors"
     save_file(load_file(ADAPTER / WEIGHTS), file)
     adaptool("resize", file, tmp_path / "no.safetensors", "--rank", "2", code=3)
-    adaptool("resize", file, tmp_path / "a.safetensors", "--rank", "2", "--alpha", "8")
+    adaptool("resize", file, tmp_path / "a.safetensors", "--rank", "2", "--alpha", str(2 * rank))
     adaptool("resize", file, tmp_path / "s.safetensors", "--rank", "2", "--scale", "2")
     for name in "as":
         with safe_open(tmp_path / f"{name}.safetensors", "pt") as opened:
