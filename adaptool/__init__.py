@@ -14,7 +14,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from adaptool.api import combine, convert, diff, inspect, merge, resize, validate, verify
+    from adaptool.api import (
+        combine,
+        convert,
+        diff,
+        extract,
+        inspect,
+        merge,
+        resize,
+        validate,
+        verify,
+    )
     from adaptool.errors import (
         AdaptoolError,
         BusyError,
@@ -49,6 +59,7 @@ __all__ = [
     "combine",
     "convert",
     "diff",
+    "extract",
     "inspect",
     "merge",
     "resize",
@@ -57,7 +68,7 @@ __all__ = [
 ]
 
 _VERBS = frozenset(
-    {"combine", "convert", "diff", "inspect", "merge", "resize", "validate", "verify"}
+    {"combine", "convert", "diff", "extract", "inspect", "merge", "resize", "validate", "verify"}
 )
 
 

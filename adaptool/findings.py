@@ -155,6 +155,7 @@ class Code(StrEnum):
     SLOW_METHOD = "slow-method"
     REPLACED_CONTRADICT = "replaced-contradict"
     BASES_DIFFER = "bases-differ"
+    CARRIED_WHOLE = "carried-whole"
     BUDGET_TOO_SMALL = "budget-too-small"
     NOTHING_TO_DO = "nothing-to-do"
     WRITTEN_AS_LORA = "written-as-lora"

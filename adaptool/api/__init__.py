@@ -3,7 +3,18 @@
 from adaptool.api.adapters import convert, resize
 from adaptool.api.combining import combine
 from adaptool.api.comparing import diff
+from adaptool.api.extracting import extract
 from adaptool.api.merging import merge, verify
 from adaptool.api.reading import inspect, validate
 
-__all__ = ["combine", "convert", "diff", "inspect", "merge", "resize", "validate", "verify"]
+__all__ = [
+    "combine",
+    "convert",
+    "diff",
+    "extract",
+    "inspect",
+    "merge",
+    "resize",
+    "validate",
+    "verify",
+]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from adaptool.api.door import Door, Progress
-from adaptool.api.writing import Writing, open_one
+from adaptool.api.writing import Sources, Writing, open_one
 from adaptool.engine.algebra import FactorAlgebra
 from adaptool.model.adapter import Adapter
 from adaptool.model.adapter_results import ConvertResult, ResizeResult
@@ -63,7 +63,7 @@ def resize(
         target = Path(out) if out is not None else _beside(source, read.files, "resized")
         made = resized(read.adapter, options, FactorAlgebra(machine))
         written = Writing("resize", target, machine, overwrite, dry_run, progress, disk or Disk())
-        plan = written.plan(made.adapter, [read], options.as_json(), allow_drop)
+        plan = written.plan(made.adapter, Sources.of([read]), options.as_json(), allow_drop)
         findings = written.write(replace(plan, findings=(*made.adapter.findings, *made.findings)))
     return ResizeResult(
         out=target,
@@ -126,7 +126,13 @@ def convert(
             "convert", Path(out), machine, overwrite, dry_run, progress, disk or Disk()
         )
         plan = written.plan(
-            made.adapter, inputs, options.as_json(), allow_drop, options.to, bake=bake_scale
+            made.adapter,
+            Sources.of(inputs),
+            options.as_json(),
+            allow_drop,
+            options.to,
+            bake=bake_scale,
+            base=reading.base,
         )
         notes = (*inputs[0].adapter.findings, *made.findings, *plan.findings)
         findings = written.write(replace(plan, findings=notes))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from adaptool.api.door import Door, Progress
-from adaptool.api.writing import Opened, Writing, open_one
+from adaptool.api.writing import Opened, Sources, Writing, open_one
 from adaptool.engine.algebra import FactorAlgebra
 from adaptool.model.adapter_results import CombineResult
 from adaptool.model.algebra import Measured
@@ -79,7 +79,7 @@ def combine(
         target = Path(out) if out is not None else _default(inputs)
         made = combined([each.adapter for each in inputs], options, algebra)
         writing = Writing("combine", target, machine, overwrite, dry_run, progress, disk or Disk())
-        plan = writing.plan(made.adapter, inputs, options.as_json(), allow_drop)
+        plan = writing.plan(made.adapter, Sources.of(inputs), options.as_json(), allow_drop)
         notes = (*(note for each in inputs for note in each.adapter.findings), *made.findings)
         findings = writing.write(replace(plan, findings=notes))
     ranks = [delta.terms.rank for delta in made.adapter.deltas if delta.terms.rank]

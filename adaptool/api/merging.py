@@ -18,7 +18,7 @@ from adaptool.findings import Code
 from adaptool.layouts import decode
 from adaptool.model.options import Machine, MergeOptions, Strength
 from adaptool.model.plan import Plan
-from adaptool.model.reading import Reading
+from adaptool.model.reading import BaseNames, Reading
 from adaptool.model.receipt import RECEIPT
 from adaptool.model.results import MergeResult, MergeStats, VerifyResult
 from adaptool.ops.merge import Part, plan_merge
@@ -165,8 +165,10 @@ def _planned(
     The first adapter may have begun as `init_adapter`.
     """
     stack = door.stack
-    reading = Reading(options.allow_drop, options.expert_packing)
     opened: Checkpoint = stack.enter_context(open_checkpoint(door.path(base)))
+    shapes = {name: ref.shape for name, ref in opened.tensors.items()}
+    names = BaseNames(shapes, opened.config)
+    reading = Reading(options.allow_drop, options.expert_packing, base=names)
     parts = []
     for strength in strengths:
         files = stack.enter_context(open_adapter(door.path(strength.path)))

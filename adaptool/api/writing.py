@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from adaptool.api.door import Door
 from adaptool.engine.write import write_model
@@ -15,7 +15,7 @@ from adaptool.model.adapter import Adapter
 from adaptool.model.encoding import Destination
 from adaptool.model.options import Machine
 from adaptool.model.plan import Plan
-from adaptool.model.reading import Reading
+from adaptool.model.reading import BaseNames, Reading
 from adaptool.ops.adapter_plan import adapter_plan
 from adaptool.ops.encoding import encoded, single_file
 from adaptool.ops.provenance import adapter_input
@@ -40,6 +40,24 @@ def open_one(door: Door, path: Path, reading: Reading, weight: float = 1.0) -> O
 
 
 @dataclass(frozen=True, slots=True)
+class Sources:
+    """What an adapter is made of: as receipts list it, where it lies, what is copied along."""
+
+    entries: tuple[Mapping[str, Any], ...]
+    paths: tuple[Path, ...]
+    companions: tuple[Path, ...] = ()
+
+    @classmethod
+    def of(cls, inputs: Sequence[Opened]) -> Self:
+        """Adapters; the first one's tokenizer files go along."""
+        return cls(
+            tuple(adapter_input(each.files, each.adapter, each.weight) for each in inputs),
+            tuple(Path(each.files.name) for each in inputs),
+            inputs[0].files.companions,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Writing:
     """How an adapter is written; the same for every verb."""
 
@@ -54,28 +72,29 @@ class Writing:
     def plan(
         self,
         adapter: Adapter,
-        inputs: Sequence[Opened],
+        sources: Sources,
         options: Mapping[str, Any],
         allow_drop: Sequence[str] = (),
         layout: str | None = None,
         *,
         bake: bool = False,
+        base: BaseNames | None = None,
     ) -> Plan:
         """The plan of writing `adapter`, in its own layout where that can be written."""
         single = single_file(self.out)
         target = layout or (adapter.layout if adapter.layout in writable() else "peft")
-        destination = Destination(self.out.name if single else None, bake)
+        destination = Destination(self.out.name if single else None, bake, base)
         body, dropped = encoded(adapter, target, destination, allow_drop)
         plan = adapter_plan(
             body,
-            inputs=[adapter_input(each.files, each.adapter, each.weight) for each in inputs],
+            inputs=sources.entries,
             options=options,
             decisions={"dropped": sorted({*adapter.dropped, *dropped})},
-            companions=() if single else inputs[0].files.companions,
+            companions=() if single else sources.companions,
         )
         preflight(
             self.out,
-            [Path(each.files.name) for each in inputs],
+            sources.paths,
             overwrite=self.overwrite,
             need_bytes=plan.bytes,
             disk=self.disk,

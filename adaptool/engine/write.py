@@ -14,7 +14,7 @@ from adaptool.engine.run import Outcome, Progress, run
 from adaptool.engine.tiles import TILE_ELEMENTS
 from adaptool.findings import Finding
 from adaptool.model.options import Machine
-from adaptool.model.plan import Document, Plan
+from adaptool.model.plan import Document, Plan, Row
 from adaptool.model.receipt import RECEIPT, SUMS, OutputEntry, receipt
 from adaptool.store.digest import sha256_of
 from adaptool.store.disk import Disk
@@ -106,6 +106,9 @@ def _fill(
     """All weights files: headers, then every seat; each is made durable behind the work."""
     sinks: dict[str, FileSink] = {}
     finishing: list[Future[None]] = []
+    seated: dict[str, list[Row]] = {file.name: [] for file in plan.files}
+    for row in plan.rows:
+        seated[row.file].append(row)
     with ThreadPoolExecutor(1, thread_name_prefix="adaptool-fsync") as finisher:
 
         def finish(name: str) -> None:
@@ -115,11 +118,22 @@ def _fill(
         for file in plan.files:
             sinks[file.name] = staging.sink(file.name, file.size)
             sinks[file.name].write(0, memoryview(file.header))
-            outlet.expect(file.name, file.size - len(file.header))
+            seats = seated[file.name]
+            _fill_gaps(sinks[file.name], len(file.header), seats)
+            outlet.expect(file.name, sum(row.length for row in seats))
         outcome = run(plan, outlet, machine, progress=progress, tile_elements=tile_elements)
         for future in finishing:
             future.result()
     return outcome
+
+
+def _fill_gaps(sink: FileSink, start: int, rows: Sequence[Row]) -> None:
+    """Zeros wherever no tensor has its seat, as formats that align their tensors want it."""
+    seats = sorted((row.offset, row.offset + row.length) for row in rows)
+    for begin, end in (*seats, (sink.size, sink.size)):
+        if begin > start:
+            sink.write(start, memoryview(bytes(begin - start)))
+        start = max(start, end)
 
 
 def _document(staging: Staging, document: Document) -> OutputEntry:

@@ -27,7 +27,7 @@ from adaptool.findings import Code
 if TYPE_CHECKING:
     import torch
 
-GRAM_SIDE = 4096
+GRAM_SIDE = 1024
 OVERSAMPLING = 16
 PASSES = 4
 # Rows of M that are held for the Gram matrix of its rows: 256 MB.

@@ -125,3 +125,50 @@ class CombineResult:
             "dry_run": self.dry_run,
             "findings": [finding.as_json() for finding in self.findings],
         }
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractedModule:
+    """One module of an extraction; `relative_error` is |difference - factors| / |difference|."""
+
+    module: str
+    rank: int
+    relative_error: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """One entry of `modules`."""
+        return {
+            "module": self.module,
+            "rank": self.rank,
+            "relative_error": self.relative_error,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractResult:
+    """A finished extraction, or with `dry_run` what one would do (errors are then unknown).
+
+    `saved` are tensors carried whole; `relative_error` is of all factored modules together.
+    """
+
+    out: Path
+    modules: tuple[ExtractedModule, ...]
+    saved: tuple[str, ...]
+    unchanged: int
+    relative_error: float | None
+    bytes: int
+    findings: tuple[Finding, ...] = ()
+    dry_run: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that `extract --json` prints."""
+        return {
+            "out": str(self.out),
+            "modules": [module.as_json() for module in self.modules],
+            "saved": list(self.saved),
+            "unchanged": self.unchanged,
+            "relative_error": self.relative_error,
+            "bytes": self.bytes,
+            "dry_run": self.dry_run,
+            "findings": [finding.as_json() for finding in self.findings],
+        }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from adaptool.dtypes import Dtype
 from adaptool.findings import Finding
 from adaptool.model.plan import Document
+from adaptool.model.reading import BaseNames
 from adaptool.store.header import canonical_order, encode_header, tensor_bytes
 from adaptool.store.tensors import TensorRef
 
@@ -33,16 +34,21 @@ class Loss:
 class Destination:
     """Where an adapter goes: `file` is the name of the one file, None for a directory.
 
-    `bake`: readers there ignore patterns and rsLoRA, so every module gets alpha = r.
+    `bake`: readers there ignore patterns and rsLoRA, so every module gets alpha = r. `base`: what
+    is known of the model that the adapter is for.
     """
 
     file: str | None = None
     bake: bool = False
+    base: BaseNames | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An adapter in a layout: `tensors` in file order, each at its absolute offset."""
+    """An adapter in a layout: `tensors` in file order, each at its absolute offset.
+
+    What lies between them is zeros. `whole` is the file's size where it goes on behind the last.
+    """
 
     file: str
     header: bytes
@@ -50,15 +56,16 @@ class Encoded:
     offsets: tuple[int, ...]
     documents: tuple[Document, ...] = ()
     findings: tuple[Finding, ...] = ()
+    whole: int = 0
 
     @property
     def size(self) -> int:
-        """Bytes of the weights file, as far as its tensors reach."""
+        """Bytes of the weights file."""
         ends = [
             offset + tensor_bytes(tensor.dtype, tensor.ref.shape)
             for offset, tensor in zip(self.offsets, self.tensors, strict=True)
         ]
-        return max(ends, default=len(self.header))
+        return max(self.whole, len(self.header), *ends)
 
 
 def in_safetensors(

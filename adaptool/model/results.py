@@ -162,6 +162,12 @@ class ModuleRow:
     base_norm: float | None = None
 
     @property
+    def target(self) -> str:
+        """The last name of the module's path, with the number after it (`to_out.0`)."""
+        head, _, last = self.module.rpartition(".")
+        return f"{head.rpartition('.')[2]}.{last}" if last.isdecimal() and head else last
+
+    @property
     def relative_norm(self) -> float | None:
         """|delta| / |W|; None where either is unknown or W is zero."""
         return self.norm / self.base_norm if self.norm is not None and self.base_norm else None

@@ -25,12 +25,13 @@ INPUTS, OUTPUTS = "inputs", "outputs"
 class Declaration:
     """What is true of a tuner, known without torch.
 
-    `peft_type` is PEFT's name for the config that carries it; `keys` maps a PEFT key's ending
+    `peft_type` is PEFT's name for the config that carries it, `formerly` an earlier one; `keys` maps a PEFT key's ending
     (after the module path) to the role it fills, `shared` the names of tensors that all modules
     have in common (after `base_model.`). `{}` in either stands for one part of the name, which
     takes the place of `{}` in the role: `peanut_encoders.{}.weight` -> `encoder.{}`. A module's
     tensors belong to the tuner when they hold all `required` roles and no role it does not know.
-    `indices` are roles that hold whole numbers; `may_be_empty`: a tensor without elements is a
+    `indices` are roles that hold whole numbers, `frozen` those that were not trained (random
+    projections); `may_be_empty`: a tensor without elements is a
     module that was pruned away.
 
     `additive`: f(W) - W does not depend on W. `low_rank`: the delta is a product of two thin
@@ -54,9 +55,11 @@ class Declaration:
     switch: str = ""
     shared: Mapping[str, str] = field(default_factory=dict)
     indices: frozenset[str] = frozenset()
+    frozen: frozenset[str] = frozenset()
     may_be_empty: bool = False
     mixes: frozenset[str] = frozenset()
     workspace: int = 0
+    formerly: str = ""
 
     @property
     def tile(self) -> str:
@@ -64,6 +67,10 @@ class Declaration:
         if OUTPUTS in self.mixes:
             return "whole"
         return "rows" if self.mixes else "any"
+
+    def serves(self, peft_type: str) -> bool:
+        """Whether a config of that type carries it."""
+        return bool(peft_type) and peft_type in (self.peft_type, self.formerly)
 
     def knows(self, role: str) -> bool:
         """Whether one of its tensors can fill `role`."""

@@ -29,6 +29,7 @@ from adaptool.ops.value_checks import (
 from adaptool.store.adapter_files import METADATA_KEYS, AdapterFiles
 from adaptool.store.checkpoint import Checkpoint, open_checkpoint
 from adaptool.store.tensors import TensorRef
+from adaptool.tuners import tuners
 
 PROVENANCE = ("peft_type", "peft_version", "task_type", "revision")
 
@@ -104,7 +105,7 @@ def _adapter_summary(
         dtypes=_dtypes(adapter.tensors.values()),
         ranks=_ranks(modules),
         scaling=_scaling(modules),
-        targets=dict(sorted(Counter(row.module.rpartition(".")[2] for row in modules).items())),
+        targets=dict(sorted(Counter(row.target for row in modules).items())),
         modules=modules,
         carried=tuple(_carried(item) for item in adapter.replaced),
         provenance=_provenance(adapter, files),
@@ -150,7 +151,7 @@ def _module_row(
         scaling=terms.scaling,
         shape=(terms.experts, *shape) if terms.experts else shape,
         parameters=sum(delta.parameters for delta in group),
-        saving=_saving(terms.out, terms.inner, terms.rank),
+        saving=_saving(main),
         norm=spectrum.norm if spectrum else None,
         effective_rank=spectrum.effective_rank if spectrum else None,
         energy=spectrum.energy if spectrum else None,
@@ -159,14 +160,32 @@ def _module_row(
     )
 
 
-def _saving(out: int, inner: int, rank: int | None) -> float | None:
-    return out * inner / ((out + inner) * rank) if rank else None
+def _saving(delta: Delta) -> float | None:
+    """Elements of the weight for each of the module's own; None where no rank or size is known."""
+    terms = delta.terms
+    if not terms.rank or not terms.sized:
+        return None
+    return terms.out * terms.inner * (terms.experts or 1) / delta.parameters
 
 
 def _trained(adapter: Adapter) -> int:
     """Elements that training made: copies of the base, which PEFT may save along, are not."""
     replaced = (item.value.elements for item in adapter.replaced if not item.copied_base)
-    return sum(delta.parameters for delta in adapter.deltas) + sum(replaced)
+    own = sum(delta.parameters for delta in adapter.deltas)
+    return own + _in_common(adapter) + sum(replaced)
+
+
+def _in_common(adapter: Adapter) -> int:
+    """Trained elements of tensors that no module has for itself, such as a bank of vectors."""
+    own, shared = set(), {}
+    for delta in adapter.deltas:
+        declared = tuners()[delta.tuner].DECLARATION
+        for role, ref in delta.roles.items():
+            if role not in delta.shared:
+                own.add(ref.name)
+            elif role not in declared.frozen | declared.indices:
+                shared[ref.name] = ref.elements
+    return sum(elements for name, elements in shared.items() if name not in own)
 
 
 def _share(parameters: int, checkpoint: Checkpoint) -> tuple[float | None, tuple[Finding, ...]]:

@@ -18,9 +18,14 @@ def inputs_of(
     base: Checkpoint, adapters: Sequence[tuple[AdapterFiles, Adapter, float]]
 ) -> tuple[Mapping[str, Any], ...]:
     """Names without their folders, digests of adapters and configs, fingerprints of shards."""
+    return (base_input(base), *(adapter_input(*adapter) for adapter in adapters))
+
+
+def base_input(base: Checkpoint, role: str = "base") -> Mapping[str, Any]:
+    """A checkpoint as a receipt lists it."""
     config = base.config_bytes
-    entry: dict[str, Any] = {
-        "role": "base",
+    return {
+        "role": role,
         "name": Path(base.name).resolve().name,
         "config_sha256": digest_of_bytes(config) if config is not None else None,
         "shards": [
@@ -32,7 +37,6 @@ def inputs_of(
             for shard in base.shards
         ],
     }
-    return (entry, *(adapter_input(*adapter) for adapter in adapters))
 
 
 def adapter_input(files: AdapterFiles, adapter: Adapter, weight: float = 1.0) -> Mapping[str, Any]:

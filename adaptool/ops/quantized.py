@@ -21,7 +21,7 @@ from adaptool.names.fusions import FUSIONS
 from adaptool.ops.drafts import Draft, Drafts
 from adaptool.ops.recoding import recoded
 from adaptool.quantizers import quantizers
-from adaptool.quantizers.decoding import plain
+from adaptool.quantizers.decoding import DecodedSource, plain
 from adaptool.store.checkpoint import Checkpoint
 
 FIELD = "quantization_config"
@@ -124,12 +124,14 @@ def close_up(
 def _check_places(drafts: Drafts, opened: Opened, base: Checkpoint, mode: Quantized) -> None:
     """MismatchError where a weight is not packed in its own place: replicated layers, say."""
     for name, draft in drafts.items():
-        packed = getattr((draft.original or draft.source).source, "packed", None)
-        # An untied head is plain, and named in the skip list as such.
-        plain = name not in opened.packed and name.split(".")[-2:-1] in [[head] for head in HEADS]
-        if packed is None or packed.name == name or (plain and mode is Quantized.TOUCHED):
+        source = (draft.original or draft.source).source
+        if not isinstance(source, DecodedSource) or source.packed.name == name:
             continue
-        message = f"is a copy of {packed.name}, which is stored as {packed.scheme}"
+        # An untied head is plain, and named in the skip list as such.
+        is_head = name.removesuffix(".weight").rpartition(".")[2] in HEADS
+        if is_head and name not in opened.packed and mode is Quantized.TOUCHED:
+            continue
+        message = f"is a copy of {source.packed.name}, which is stored as {source.packed.scheme}"
         raise MismatchError(
             message,
             code=Code.UNSUPPORTED,

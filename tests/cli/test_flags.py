@@ -48,6 +48,7 @@ PROMISED = {
         "--max-shard-size",
         "--tie",
         "--quantized",
+        "--allow-lossy",
         "--expert-packing",
         "--qlora-base",
         "--init-adapter",

@@ -127,9 +127,8 @@ _MORE = ("norm", "effective rank", *(f"at {100 * at:g} %" for at in ENERGY_SHARE
 
 def _key(row: ModuleRow) -> tuple[Any, ...]:
     # A None does not compare with a number; its absence does.
-    suffix = row.module.rpartition(".")[2]
     return (
-        suffix,
+        row.target,
         row.tuner,
         row.rank is None,
         row.rank or 0,
@@ -145,7 +144,9 @@ def _grouped(
     for key, found in groupby(sorted(modules, key=_key), key=_key):
         rows = list(found)
         shapes = {row.shape for row in rows}
-        shape = " x ".join(map(str, rows[0].shape)) if len(shapes) == 1 else "various"
+        # A size of 0 stands in no tensor of the adapter: the base has it.
+        sizes = " x ".join(str(size or "?") for size in rows[0].shape)
+        shape = sizes if len(shapes) == 1 else "various"
         parameters = sum(row.parameters for row in rows)
         first = rows[0]
         row: tuple[object, ...] = (

@@ -13,7 +13,7 @@ import pytest
 from adaptool import api
 from adaptool.errors import InputError, UsageError
 from adaptool.findings import Code, Severity
-from adaptool.model.results import AdapterSummary, CheckpointSummary
+from adaptool.model.results import AdapterSummary, CheckpointSummary, ModuleRow
 from bad_adapters import (
     ALPHA,
     CONFIG,
@@ -70,6 +70,13 @@ def test_adapter_is_summed_up(tmp_path: Path) -> None:
     assert found.share_of_base is None
     assert found.findings == ()
     assert json.loads(json.dumps(found.as_json()))["module_count"] == 4
+
+
+def test_target_is_the_last_name_with_the_number_behind_it() -> None:
+    """`to_out.0` is no target called 0."""
+    names = {"a.b.to_q": "to_q", "a.to_out.0": "to_out.0", "net": "net", "3": "3", "a.3": "a.3"}
+    for module, target in names.items():
+        assert ModuleRow(module, "lora", 4, 1.0, (8, 8), 64, 1.0).target == target
 
 
 def test_ranks_and_scales_are_each_modules_own(tmp_path: Path) -> None:
@@ -315,7 +322,8 @@ def test_other_layouts_are_never_taken_for_a_model(name: str, inside: bool, tmp_
     save(tmp_path / name, {"lora_unet_mid_block_to_q.lora_down.weight": tensor})
     with pytest.raises(InputError) as caught:
         api.inspect(tmp_path if inside else tmp_path / name)
-    assert caught.value.code in (Code.KEYS_UNRECOGNISED, Code.CONFIG_MISSING)
+    found = caught.value.code
+    assert found in (Code.KEYS_UNRECOGNISED, Code.CONFIG_MISSING, Code.FACTOR_MISSING)
 
 
 def test_missing_path_is_a_usage_error(tmp_path: Path) -> None:

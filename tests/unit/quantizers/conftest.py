@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adaptool.dtypes import BY_TORCH_NAME
-from adaptool.model.quantizer import Packed
+from adaptool.model.quantizer import Encoding, Packed
 from adaptool.quantizers import quantizers
 from adaptool.quantizers.decoding import StoredParts
 from adaptool.store.tensors import TensorRef
@@ -16,6 +16,7 @@ from memory_source import MemorySource
 
 Store = Callable[[Mapping[str, torch.Tensor]], dict[str, TensorRef]]
 Decode = Callable[..., torch.Tensor]
+Encode = Callable[..., tuple[Packed, dict[str, torch.Tensor]]]
 
 
 def _ref(name: str, tensor: torch.Tensor) -> TensorRef:
@@ -39,3 +40,29 @@ def decode() -> Decode:
         return quantizers()[packed.scheme].decode(StoredParts(packed), packed, start, stop)
 
     return decoded
+
+
+@pytest.fixture
+def encode() -> Encode:
+    """A weight's parts for new values, by role, made in tiles of `height` rows or a few more."""
+
+    def encoded(
+        packed: Packed, values: torch.Tensor, height: int = 1 << 20
+    ) -> tuple[Packed, dict[str, torch.Tensor]]:
+        quantizer = quantizers()[packed.scheme]
+        assert isinstance(quantizer, Encoding)
+        encoder = quantizer.encoder(packed)
+        step = -(-height // encoder.granule) * encoder.granule
+        matrix = values.reshape(-1, packed.columns)
+        tiles = [(matrix[start : start + step], start) for start in range(0, len(matrix), step)]
+        for tile, start in tiles:
+            encoder.measure(tile, start)
+        again, parts = encoder.settle()
+        raw = torch.cat([encoder.encode(tile, start) for tile, start in tiles])
+        codes = packed.roles["weight"]
+        made = {**parts, "weight": raw.view(getattr(torch, str(codes.dtype.torch)))}
+        shapes = quantizer.rewritten(packed)
+        assert set(made) == set(shapes)
+        return again, {role: made[role].reshape(shapes[role]) for role in made}
+
+    return encoded

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, 
 from adaptool.errors import InputError, MismatchError
 from adaptool.findings import Code
 from adaptool.model.quantizer import Packed
-from adaptool.quantizers import bnb4
+from adaptool.quantizers import bnb4, four_bit_encoding
 from adaptool.quantizers.codebooks import FOUR_BIT, dynamic_codes, dynamic_table
 from adaptool.store.checkpoint import open_checkpoint
 from adaptool.store.tensors import TensorRef
@@ -394,7 +394,7 @@ def test_quantize_dequantize_is_the_librarys_round_trip(
     before = weight.clone()
     how = {"quant_type": kind, "blocksize": blocksize}
     codes, state = quantize_4bit(weight, compress_statistics=double, **how)
-    ours = bnb4.quantize_dequantize(weight, double_quant=double, **how)
+    ours = four_bit_encoding.quantize_dequantize(weight, double_quant=double, **how)
     assert ours.shape == weight.shape
     _assert_same_bits(ours.reshape(-1, shape[-1]), _oracle(codes, state))
     assert torch.equal(weight, before)
@@ -412,23 +412,23 @@ def test_round_trip_of_zeros_and_ties_is_the_librarys(kind: str, double: bool, r
     weight[::2, 1:16] = halfway
     weight[::2, 16:31] = torch.nextafter(halfway, torch.tensor(torch.inf))
     codes, state = quantize_4bit(weight, quant_type=kind, compress_statistics=double)
-    ours = bnb4.quantize_dequantize(weight, quant_type=kind, double_quant=double)
+    ours = four_bit_encoding.quantize_dequantize(weight, quant_type=kind, double_quant=double)
     _assert_same_bits(ours, _oracle(codes, state))
 
 
 def test_round_trip_works_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """How much is held at a time changes no bit."""
     weight = _random(100, 130)
-    whole = bnb4.quantize_dequantize(weight, double_quant=True)
-    monkeypatch.setattr(bnb4, "_CHUNK", 128)
-    _assert_same_bits(bnb4.quantize_dequantize(weight, double_quant=True), whole)
+    whole = four_bit_encoding.quantize_dequantize(weight, double_quant=True)
+    monkeypatch.setattr(four_bit_encoding, "_CHUNK", 128)
+    _assert_same_bits(four_bit_encoding.quantize_dequantize(weight, double_quant=True), whole)
 
 
 def test_round_trip_of_a_stored_weight_gives_it_back(store: Store, decode: Decode) -> None:
     """Decoding what the library stores and the round trip of the plain weight agree."""
     weight = _random(64, 256)
     tensors, _ = _quantized(weight, compress_statistics=True)
-    ours = bnb4.quantize_dequantize(weight, double_quant=True)
+    ours = four_bit_encoding.quantize_dequantize(weight, double_quant=True)
     _assert_same_bits(decode(_packed(store, tensors)), ours)
 
 

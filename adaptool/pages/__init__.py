@@ -1,0 +1,1 @@
+"""Pages that stand alone: results as HTML and SVG text, without scripts and without links."""
