@@ -34,9 +34,11 @@ PLAIN: Mapping[str, Any] = {
     "fan_in_fan_out": False,
     "inference_mode": True,
     "init_lora_weights": True,
+    "lora_alpha": 8,
     "lora_dropout": 0.0,
     "modules_to_save": None,
     "peft_type": "LORA",
+    "r": 8,
     "task_type": None,
     "use_dora": False,
     "use_rslora": False,
@@ -141,6 +143,8 @@ def config_of(adapter: Adapter, *, bake: bool = False) -> dict[str, Any]:
     factored = [delta for delta in ranked if {"B", "embedding_B"} & delta.roles.keys()]
     if factored and config["peft_type"] == "LORA":
         config |= _rank_fields(factored, rslora=bool(config.get("use_rslora")), bake=bake)
+    elif config["peft_type"] == "LORA":
+        config = {"r": 1, "lora_alpha": 1, **config}  # PEFT's config must have them
     if not known:
         config["use_dora"] = any(delta.tuner == "dora" for delta in adapter.deltas)
         config["modules_to_save"] = _saved(adapter.replaced) or None

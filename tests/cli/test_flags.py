@@ -100,6 +100,16 @@ PROMISED = {
         "--init-adapter",
         "--expert-packing",
     },
+    "extract": {
+        *COMMON,
+        *MACHINE,
+        *WRITING,
+        "--rank",
+        "--energy",
+        "--exact",
+        "--dtype",
+        "--allow-pickle",
+    },
     "verify": {*COMMON, *MACHINE, "--add", "--init-adapter", "--exact", "--allow-pickle"},
 }
 # Every other option of the merge, where a receipt does not give it.

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from adaptool import MismatchError, merge, verify
+from adaptool.findings import Code
 from adaptool.store.checkpoint import open_checkpoint
 
 TOKENS = torch.arange(24)[None]
@@ -158,10 +159,13 @@ def test_touched_keeps_the_order_of_the_base(tmp_path: Path, base: Path, adapter
         assert kept == [name for name in old.tensors if not _is_opened(name)]
 
 
+@pytest.mark.parametrize("base", ["int8"], indirect=True)
 def test_keep_is_refused_with_the_way_round(tmp_path: Path, base: Path, adapter: Path) -> None:
-    """Nothing is written, and `touched` is named."""
+    """int8 is not written again: the scheme and the reason are named, and so is `touched`."""
     with pytest.raises(MismatchError) as caught:
         merge(base, adapter, tmp_path / "out", quantized="keep")
+    assert caught.value.code is Code.UNSUPPORTED
+    assert "bitsandbytes int8" in caught.value.message
     assert "touched" in str(caught.value.hint)
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""`--quantized keep`: merged weights in the base's own format, and how much of a delta that kept."""
+"""`--quantized keep`: merged weights in the base's own format, and what that kept of a delta."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     FineGrainedFP8Config,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
 )
@@ -53,11 +55,14 @@ def _tensors(folder: Path) -> Tensors:
 
 
 def _rewritten(
-    folder: Path, quantization: Mapping[str, Any], store: Callable[[str, torch.Tensor], Tensors]
+    folder: Path,
+    quantization: Mapping[str, Any],
+    store: Callable[[str, torch.Tensor], Tensors],
+    wanted: str = "_proj.",
 ) -> None:
-    """The plain model of `folder` with every linear layer of its blocks as `store` makes it."""
+    """The plain model of `folder` with the weights that have `wanted` in their names stored so."""
     tensors = _tensors(folder)
-    for name in [name for name in tensors if "_proj." in name]:
+    for name in [name for name in tensors if wanted in f"{name}."]:
         tensors |= store(name, tensors[name])
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     file = folder / "config.json"
@@ -175,7 +180,7 @@ def _same(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 def test_keep_is_the_library_quantizing_the_merged_weight(
     tmp_path: Path, kind: str, dora: bool
 ) -> None:
-    """The library's own bytes of what `all` writes; every other byte and the config are the base's."""
+    """The library's own bytes of what `all` writes; every other byte is the base's."""
     base = _base(tmp_path / "base", kind)
     adapter = _adapter(tmp_path / "adapter", strength=3.0, use_dora=dora)
     merge(base, adapter, tmp_path / "all")
@@ -231,7 +236,7 @@ def test_touched_loads_with_the_same_forward_as_all(tmp_path: Path, kind: str) -
 
 @pytest.mark.parametrize("kind", ["nf4 double", "fp8 blocks"])
 def test_a_delta_that_rounding_swallows_is_not_published(tmp_path: Path, kind: str) -> None:
-    """Below half of the delta: exit 4, the worst tensor by name, and nothing at OUT or beside it."""
+    """Below half of the delta: the worst tensor by name, and nothing at OUT or beside it."""
     base = _base(tmp_path / "base", kind)
     adapter = _adapter(tmp_path / "adapter", strength=0.01)
     there = sorted(tmp_path.iterdir())
@@ -254,15 +259,15 @@ def test_a_delta_that_rounding_swallows_is_not_published(tmp_path: Path, kind: s
     assert verify(base, adapter, tmp_path / "out", exact=True).ok
 
 
-@pytest.mark.parametrize("kind", ["nf4", "fp8 blocks"])
+@pytest.mark.parametrize("kind", ["nf4", "nf4 double", "fp8 blocks"])
 def test_retained_is_what_the_decoded_weights_say(tmp_path: Path, kind: str) -> None:
     """<decode(new) - decode(old), delta> / |delta|^2 in float64, from the libraries' decoding."""
     base, adapter = _base(tmp_path / "base", kind), _adapter(tmp_path / "adapter", strength=1.0)
     result = merge(base, adapter, tmp_path / "keep", quantized="keep", allow_lossy=True)
     for folder in (base, tmp_path / "keep"):
         # Weight 0 is the base's values: `all` then only decodes.
-        merge(folder, adapter, folder / "plain", weight=0.0)
-    before, after = _tensors(base / "plain"), _tensors(tmp_path / "keep" / "plain")
+        merge(folder, adapter, tmp_path / f"plain {folder.name}", weight=0.0)
+    before, after = _tensors(tmp_path / "plain base"), _tensors(tmp_path / "plain keep")
     factors = load_file(adapter / "adapter_model.safetensors")
     assert len(result.stats.recoded) == 4
     for name, share in result.stats.recoded.items():
@@ -303,6 +308,44 @@ def test_a_module_trained_whole_is_stored_in_the_format(tmp_path: Path) -> None:
     value = trained[f"base_model.model.{name}"].bfloat16()
     for part, expected in AGAIN["fp8 blocks"](name, value).items():
         assert _same(after[part], expected)
+
+
+def test_stacked_experts_are_stored_in_the_format(tmp_path: Path) -> None:
+    """One parameter of several matrices, each with a grid of scales of its own."""
+    torch.manual_seed(0)
+    model = GptOssForCausalLM(
+        GptOssConfig(
+            hidden_size=64,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=32,
+            num_local_experts=3,
+            num_experts_per_tok=1,
+            vocab_size=64,
+        )
+    ).to(torch.bfloat16)
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    model.save_pretrained(base)
+    name = "model.layers.0.mlp.experts.down_proj"
+    again = AGAIN["fp8 blocks"]
+    _rewritten(base, BLOCKS, again, f"{name}.")
+    before = _tensors(base)
+    config = LoraConfig(r=2, target_modules=[], target_parameters=["mlp.experts.down_proj"])
+    peft = get_peft_model(model, config)
+    for key, parameter in peft.named_parameters():
+        if "lora_" in key:
+            torch.nn.init.normal_(parameter, std=0.1)
+    peft.save_pretrained(adapter)
+    merge(base, adapter, tmp_path / "all")
+    merge(base, adapter, tmp_path / "keep", quantized="keep")
+    after, plain = _tensors(tmp_path / "keep"), _tensors(tmp_path / "all")
+    expected = again(name, plain[name])
+    assert set(expected) == {name, f"{name}_scale_inv"}
+    assert all(_same(after[part], expected[part]) for part in expected)
+    assert not _same(after[name], before[name])
+    assert verify(base, adapter, tmp_path / "keep", exact=True).ok
 
 
 def test_another_dtype_leaves_stored_parts_alone(tmp_path: Path) -> None:

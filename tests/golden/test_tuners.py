@@ -11,7 +11,7 @@ from peft import PeftModel
 from golden_cases import Tensors, load, quietly, tensors_of
 from rounding import nearest, steps
 from tiny_models import inputs_for
-from tuner_cases import Case, Pair, cases, make, peft_merged
+from tuner_cases import Case, Pair, cases, make, mended, peft_merged
 
 RELATIVE = 2e-5
 every_case = pytest.mark.parametrize(
@@ -62,17 +62,30 @@ def test_bfloat16_is_within_a_step_of_the_correctly_rounded_result(
         return
     theirs = _exact(pair)
     furthest = {
-        name: int(steps(ours[name], nearest(value.double(), torch.bfloat16)).max())
+        name: _furthest(ours[name], value, loose=case.example.loose)
         for name, value in theirs.items()
         if value.numel()
     }
     assert {name: count for name, count in furthest.items() if count > 1} == {}
 
 
+def _furthest(ours: torch.Tensor, theirs: torch.Tensor, *, loose: bool) -> int:
+    """Steps of bfloat16 between the two.
+
+    Where PEFT computes in float32 an element that nearly cancels has the digits of the tensor's
+    largest, which its own steps are finer than.
+    """
+    apart = steps(ours, nearest(theirs.double(), torch.bfloat16))
+    if loose:
+        error = (ours.double() - theirs.double()).abs()
+        apart = apart[error > 1e-6 * theirs.double().abs().max()]
+    return int(apart.max()) if apart.numel() else 0
+
+
 def _check_forward(pair: Pair, out: Path) -> None:
     """The merged model computes what the adapted one does, in float64."""
     example = pair.case.example
-    with quietly():
+    with quietly(), mended():
         merged = load(example.model, out, torch.float64)
         base = load(example.model, pair.base, torch.float64)
         tuned = PeftModel.from_pretrained(base, pair.reference, autocast_adapter_dtype=False)
