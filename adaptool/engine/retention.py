@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from adaptool.errors import MismatchError
 from adaptool.findings import Code, Finding, Severity
-from adaptool.model.plan import Plan
+from adaptool.model.plan import LEAST_RETAINED, Plan
 from adaptool.model.results import MergeStats
-
-HALF = 0.5
 
 
 def lost_deltas(plan: Plan, stats: MergeStats) -> tuple[Finding, ...]:
@@ -16,14 +14,14 @@ def lost_deltas(plan: Plan, stats: MergeStats) -> tuple[Finding, ...]:
     MismatchError where that is less than the plan asks for.
     """
     kept = {name: share for name, share in stats.recoded.items() if share is not None}
-    least = HALF if plan.least_retained is None else plan.least_retained
+    least = LEAST_RETAINED if plan.least_retained is None else plan.least_retained
     below = [name for name, share in kept.items() if share < least]
     if not below:
         return ()
     worst = min(below, key=lambda name: kept[name])
     message = (
-        f"{kept[worst]:.1%} of its delta survived in its own format, {least:.0%} is asked for; "
-        f"so it is with {len(below)} of {len(stats.recoded)} weights"
+        f"{kept[worst]:.1%} of its delta survives in the base's format, {least:.0%} is asked for; "
+        f"{len(below)} of {len(stats.recoded)} weights are below"
     )
     hint = "--quantized touched writes these weights in 16 bit"
     if plan.least_retained is None:

@@ -17,9 +17,6 @@ from adaptool.quantizers.stored_parts import refuse_encoding
 from adaptool.store.header import tensor_bytes
 from adaptool.store.tensors import TensorRef
 
-LEAST_RETAINED = 0.5
-"""The share of its delta that every recoded weight must keep, unless --allow-lossy is given."""
-
 
 def recoded(
     drafts: Drafts, packed: Mapping[str, Packed], stored: Mapping[str, Sequence[Draft]]

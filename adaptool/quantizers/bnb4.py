@@ -30,12 +30,12 @@ from adaptool.dtypes import BY_TORCH_NAME
 from adaptool.errors import InputError
 from adaptool.findings import Code
 from adaptool.model.quantizer import Packed, Parts, Scheme
-from adaptool.quantizers.codebooks import (
-    FOUR_BIT,
-    Rounding,
-    dynamic_codes,
-    dynamic_table,
-    midpoints,
+from adaptool.quantizers.codebooks import FOUR_BIT
+from adaptool.quantizers.four_bit_encoding import (
+    NESTED_BLOCK,
+    OFFSET,
+    FourBitEncoder,
+    state_length,
 )
 from adaptool.quantizers.skip_lists import extended, with_fused
 from adaptool.quantizers.stored_parts import (
@@ -44,6 +44,7 @@ from adaptool.quantizers.stored_parts import (
     check_shape,
     refuse,
     refuse_conv1d,
+    refuse_encoding,
     require,
 )
 from adaptool.store.documents import parse_json_object
@@ -58,9 +59,6 @@ SCHEME = Scheme(title="bitsandbytes NF4 and FP4", library="bitsandbytes", skip_l
 STATE = ".quant_state.bitsandbytes__"
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 DECODED = ("float16", "bfloat16", "float32")
-NESTED_BLOCK = 256
-# Elements that quantize_dequantize holds in float32 at a time.
-_CHUNK = 1 << 22
 _STATE_PARTS = frozenset({"absmax", "quant_map", "nested_absmax", "nested_quant_map"})
 
 
@@ -160,7 +158,12 @@ def _packed(parameter: str, ref: TensorRef, tensors: Mapping[str, TensorRef]) ->
         roles=roles,
         shape=shape,
         dtype=BY_TORCH_NAME[state.one_of("dtype", DECODED)],
-        settings={"quant_type": kind, "blocksize": size, "nested": nested},
+        settings={
+            "quant_type": kind,
+            "blocksize": size,
+            "nested": nested,
+            "state": dict(state.fields),
+        },
     )
 
 
@@ -214,7 +217,7 @@ def _nested(state: _State, roles: Mapping[str, TensorRef], scales: int) -> dict[
     reason = f"{scales} scales in blocks of {size}"
     check_elements(roles["nested_absmax"], -(-scales // size), reason)
     dtype = state.one_of("nested_dtype", DECODED)
-    return {"blocksize": size, "dtype": dtype, "offset": state.number("nested_offset")}
+    return {"blocksize": size, "dtype": dtype, "offset": state.number(OFFSET)}
 
 
 def decode(parts: Parts, packed: Packed, start: int, stop: int) -> torch.Tensor:
@@ -274,77 +277,36 @@ def _scales(parts: Parts, packed: Packed, first: int, last: int) -> torch.Tensor
     return scales.float()
 
 
+def rewritten(packed: Packed) -> Mapping[str, tuple[int, ...]]:
+    """Codes and scales; with nested ones also the state, which has their mean in it.
+
+    MismatchError for FP4, and for nested scales in other blocks than the library's own.
+    """
+    if packed.settings["quant_type"] != "nf4":
+        refuse_encoding(packed, "is FP4; only NF4 is written again")
+    if len(packed.shape) < 2:
+        refuse_encoding(packed, f"has shape {list(packed.shape)}; a weight of a layer has 2 axes")
+    shapes = {role: packed.roles[role].shape for role in ("weight", "absmax")}
+    nested = packed.settings["nested"]
+    if nested is None:
+        return shapes
+    if (nested["blocksize"], nested["dtype"]) != (NESTED_BLOCK, "float32"):
+        message = f"has nested {nested['dtype']} scales in blocks of {nested['blocksize']}"
+        refuse_encoding(packed, f"{message}; written are float32 in blocks of {NESTED_BLOCK}")
+    kept = packed.roles["nested_absmax"]
+    return {
+        **shapes,
+        "nested_absmax": kept.shape,
+        "nested_quant_map": packed.roles["nested_quant_map"].shape,
+        "quant_state": (state_length(packed),),
+    }
+
+
+def encoder(packed: Packed) -> FourBitEncoder:
+    """As bitsandbytes on a CPU, byte for byte."""
+    return FourBitEncoder(packed)
+
+
 def skipping(config: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:
     """`modules` added to the list; loaders skip the head by themselves only without one."""
     return extended(config, SKIPPED, with_fused(modules), default=("lm_head",))
-
-
-def quantize_dequantize(
-    weight: torch.Tensor,
-    *,
-    quant_type: str = "nf4",
-    double_quant: bool,
-    blocksize: int = 64,
-    rounding: Rounding = "grid",
-) -> torch.Tensor:
-    """What training with a 4-bit base saw of a plain `weight`: same shape, dtype and device.
-
-    As bitsandbytes on a CPU, bit for bit. With `double_quant` the scales go through 8 bits, which
-    needs the whole weight (their mean is taken away); `rounding` "nearest" does that as its CUDA
-    kernels do. Without, blocks are independent. The mean is torch's own: its last bit depends on
-    torch's threads and device.
-    """
-    import torch
-
-    flat = weight.reshape(-1)
-    maxima = _maxima(flat, blocksize)
-    scales = _through_8_bits(maxima, rounding) if double_quant else maxima
-    table = torch.tensor(FOUR_BIT[quant_type], dtype=torch.float32, device=weight.device)
-    table = table.sort().values
-    decoded = torch.empty_like(flat)
-    full = len(flat) // blocksize
-    step = max(1, _CHUNK // blocksize)
-    for first in range(0, full, step):
-        last = min(full, first + step)
-        part = slice(first * blocksize, last * blocksize)
-        # The reciprocal first, as the library does it; a ragged last block is divided.
-        inverse = 1.0 / maxima[first:last, None].clamp(min=1e-38)
-        normed = flat[part].reshape(-1, blocksize).float() * inverse
-        decoded[part] = (_nearest(normed, table) * scales[first:last, None]).reshape(-1)
-    if full < len(maxima):
-        rest = slice(full * blocksize, len(flat))
-        decoded[rest] = _nearest(flat[rest].float() / maxima[-1], table) * scales[-1]
-    return decoded.reshape(weight.shape)
-
-
-def _maxima(flat: torch.Tensor, size: int) -> torch.Tensor:
-    """The largest magnitude of each block in float32; that of a ragged last one is never 0."""
-    import torch
-
-    full = len(flat) // size * size
-    maxima = flat[:full].reshape(-1, size).abs().amax(dim=1).float()
-    if full == len(flat):
-        return maxima
-    return torch.cat([maxima, flat[full:].abs().amax().float().clamp(min=1e-38)[None]])
-
-
-def _nearest(normed: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """The entry of an ascending table next to each value, the lower of two equally near."""
-    import torch
-
-    return table[torch.bucketize(normed.clamp(-1, 1), midpoints(table), out_int32=True)]
-
-
-def _through_8_bits(maxima: torch.Tensor, rounding: Rounding) -> torch.Tensor:
-    """Scales as double quantization stores and restores them."""
-    import torch
-
-    offset = maxima.mean()
-    centred = maxima - offset
-    blocks = torch.nn.functional.pad(centred, (0, -len(centred) % NESTED_BLOCK))
-    blocks = blocks.reshape(-1, NESTED_BLOCK)
-    outer = blocks.abs().amax(dim=1, keepdim=True)
-    table = dynamic_table(maxima.device)
-    codes = dynamic_codes(blocks * (1.0 / outer), table, rounding)
-    restored = table[codes] * outer + offset
-    return restored.reshape(-1)[: len(maxima)]

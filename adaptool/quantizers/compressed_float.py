@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 from adaptool.model.quantizer import Packed, Parts, Scheme
 from adaptool.quantizers.compressed_groups import FLOAT, LIBRARY, SKIPPED, settings_of
 from adaptool.quantizers.compressed_plain import decode_plain, packed_plain
+from adaptool.quantizers.float8_encoding import Float8Encoder
 from adaptool.quantizers.skip_lists import extended
+from adaptool.quantizers.stored_parts import refuse_encoding
 from adaptool.store.tensors import TensorRef
 
 if TYPE_CHECKING:
@@ -43,6 +45,18 @@ def packed(tensors: Mapping[str, TensorRef], settings: Mapping[str, Any]) -> Ite
 def decode(parts: Parts, packed: Packed, start: int, stop: int) -> torch.Tensor:
     """Rows [start, stop): they and their scales are read, and no others."""
     return decode_plain(parts, packed, start, stop)
+
+
+def rewritten(packed: Packed) -> Mapping[str, tuple[int, ...]]:
+    """Codes and scales; MismatchError where there are zero points."""
+    if "weight_zero_point" in packed.roles:
+        refuse_encoding(packed, "has zero points, which are not computed anew")
+    return {role: packed.roles[role].shape for role in ("weight", "weight_scale")}
+
+
+def encoder(packed: Packed) -> Float8Encoder:
+    """448 over the largest magnitude that shares a scale, rounded to the scales' dtype."""
+    return Float8Encoder(packed, "weight_scale")
 
 
 def skipping(config: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:

@@ -27,12 +27,13 @@ from typing import TYPE_CHECKING, Any
 from adaptool.dtypes import DTYPES
 from adaptool.findings import Code
 from adaptool.model.quantizer import Packed, Parts, Scheme
+from adaptool.quantizers.float8_encoding import Float8Encoder
 from adaptool.quantizers.microscaling import e2m1, e8m0
 from adaptool.quantizers.model_dtype import model_dtype
 from adaptool.quantizers.scale_grid import Grid, grid_of, is_grid, rows_of_scales, scaled
 from adaptool.quantizers.skip_lists import extended
 from adaptool.quantizers.stacked_modules import with_stacks
-from adaptool.quantizers.stored_parts import check_dtype, refuse
+from adaptool.quantizers.stored_parts import check_dtype, refuse, refuse_encoding
 from adaptool.store.tensors import TensorRef
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
         "block": None if block is None else list(block),
         "fp4": config.get("expert_dtype") == "fp4",
         "dtype": model_dtype(config).name if method == "fp8" else "BF16",
+        "powers": config.get("scale_fmt") == "ue8m0",
     }
 
 
@@ -140,7 +142,7 @@ def _packed(
         roles={"weight": codes, "scale": scales, **extra},
         shape=shape,
         dtype=DTYPES[settings["dtype"]],
-        settings={"grid": grid.as_json()},
+        settings={"grid": grid.as_json(), "powers": settings["powers"]},
     )
 
 
@@ -199,6 +201,20 @@ def decode(parts: Parts, packed: Packed, start: int, stop: int) -> torch.Tensor:
     scales = e8m0(scales) if scales.dtype == torch.uint8 else scales.float()
     dtype: torch.dtype = getattr(torch, str(packed.dtype.torch))
     return scaled(values, scales, grid_of(packed).width).to(dtype)
+
+
+def rewritten(packed: Packed) -> Mapping[str, tuple[int, ...]]:
+    """Codes and scales; MismatchError for 4-bit experts and exponents without a float's dtype."""
+    if packed.roles["weight"].dtype.name == "I8":
+        refuse_encoding(packed, "holds 4-bit floats, whose steps are coarser than most deltas")
+    if packed.roles["scale"].dtype.name == "U8":
+        refuse_encoding(packed, "has scales stored as bare exponents")
+    return {role: packed.roles[role].shape for role in ("weight", "scale")}
+
+
+def encoder(packed: Packed) -> Float8Encoder:
+    """As transformers' Fp8Quantize: 448 over the largest magnitude of a block."""
+    return Float8Encoder(packed, "scale", powers=packed.settings["powers"])
 
 
 def skipping(config: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:

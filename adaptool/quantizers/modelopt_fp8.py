@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptool.dtypes import DTYPES
 from adaptool.model.quantizer import Packed, Parts, Scheme
+from adaptool.quantizers.float8_encoding import Float8Encoder
 from adaptool.quantizers.model_dtype import model_dtype
 from adaptool.quantizers.modelopt_config import SKIPPED, algorithm, check_no_rotation, orphan
 from adaptool.quantizers.scale_grid import Grid, grid_of, rows_of_scales, scaled
@@ -72,6 +73,16 @@ def decode(parts: Parts, packed: Packed, start: int, stop: int) -> torch.Tensor:
     codes = parts.span("weight", start * width, stop * width).reshape(-1, width)
     scales = rows_of_scales(parts, packed, "weight_scale", start, stop)
     return scaled(codes.to(dtype), scales.to(dtype), grid_of(packed).width)
+
+
+def rewritten(packed: Packed) -> Mapping[str, tuple[int, ...]]:
+    """Codes and scales."""
+    return {role: packed.roles[role].shape for role in ("weight", "weight_scale")}
+
+
+def encoder(packed: Packed) -> Float8Encoder:
+    """448 over the largest magnitude of the tensor, or of an output."""
+    return Float8Encoder(packed, "weight_scale")
 
 
 def skipping(config: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:

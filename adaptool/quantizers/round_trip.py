@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from adaptool.quantizers.bnb4 import quantize_dequantize
+from adaptool.quantizers.four_bit_encoding import quantize_dequantize
 from adaptool.store.source import check_unchanged
 from adaptool.store.tensors import TensorRef
 

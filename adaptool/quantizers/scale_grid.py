@@ -50,18 +50,23 @@ def place(grid: Grid, row: int) -> int:
 
 def rows_of_scales(parts: Parts, packed: Packed, role: str, start: int, stop: int) -> torch.Tensor:
     """The scales of weight rows [start, stop), (rows, blocks across); only these are read."""
-    import torch
-
     grid = grid_of(packed)
     across = grid.shape[1]
     if start == stop:
         return parts.span(role, 0, 0).reshape(0, across)
     first, last = place(grid, start), place(grid, stop - 1) + 1
     stored = parts.span(role, first * across, last * across).reshape(-1, across)
+    return stored[places(grid, start, stop) - first]
+
+
+def places(grid: Grid, start: int, stop: int) -> torch.Tensor:
+    """The row of the grid for each of the weight's rows [start, stop)."""
+    import torch
+
     wanted = torch.arange(start, stop)
     matrix = wanted // grid.period
     inside = (wanted - matrix * grid.period) // grid.height
-    return stored[matrix * grid.shape[0] + inside - first]
+    return matrix * grid.shape[0] + inside
 
 
 def scaled(

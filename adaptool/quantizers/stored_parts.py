@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from adaptool.errors import InputError, MismatchError
 from adaptool.findings import Code
+from adaptool.model.quantizer import Packed
 from adaptool.names.families import CONV1D
 from adaptool.store.tensors import TensorRef
 
@@ -28,6 +29,18 @@ def refuse(
     raise InputError(
         message, code=code, file=ref.file, tensor=ref.name, field=field, hint=_HINT
     ) from None
+
+
+def refuse_encoding(packed: Packed, message: str) -> NoReturn:
+    """MismatchError: this variant of a scheme is read, and not written."""
+    raise MismatchError(
+        message,
+        code=Code.UNSUPPORTED,
+        file=next(iter(packed.roles.values())).file,
+        tensor=packed.name,
+        field="--quantized",
+        hint="--quantized touched keeps every other module quantized",
+    )
 
 
 def check_shape(ref: TensorRef, shape: Sequence[int], reason: str) -> None:
