@@ -1,7 +1,7 @@
 # make demo       merge the tiny model in fixtures/, verify it, inspect it
 # make test       lint, types and the fast tests
 # make test-all   the same, with the slow tests
-# make bench      time merges against cp and PEFT
+# make bench      time merges, resize and combine against cp and PEFT
 # make lint       lint and types only
 #
 # PYTHON=python3.12 make ... picks the interpreter; it needs 3.11 or newer.
@@ -41,6 +41,7 @@ lint: $(TESTING)
 
 bench: $(TESTING)
 	$(BIN)/python tests/benchmarks/merge_speed.py $(BENCH_ARGS)
+	$(BIN)/python tests/benchmarks/adapter_speed.py $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist

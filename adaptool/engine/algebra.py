@@ -14,6 +14,8 @@ from adaptool.combinations.method import Combined, Factored
 from adaptool.engine.arithmetic import Arithmetic, arithmetic
 from adaptool.engine.factors import check_finite, load
 from adaptool.engine.tiles import TILE_ELEMENTS
+from adaptool.errors import InputError, MismatchError
+from adaptool.findings import Code
 from adaptool.linalg.factored import core, singular_values, truncated
 from adaptool.model.adapter import Delta, Terms
 from adaptool.model.algebra import Measured, Mixture, Spectra
@@ -152,9 +154,8 @@ class FactorAlgebra:
     def products(self, delta: Delta) -> Iterator[Pair]:
         """Unscaled (out, r) and (r, in) of the delta, or of each of its experts."""
         factors = {role: self.factor(ref) for role, ref in delta.roles.items()}
-        tuner = cast("LowRank", tuners()[delta.tuner])
         for expert in range(delta.terms.experts) if delta.terms.experts else (None,):
-            yield tuner.product_factors(factors, delta.terms, expert)
+            yield _product(delta, factors, expert)
 
     def factor(self, ref: TensorRef) -> torch.Tensor:
         """One factor in float64 on the device; InputError where it is not finite."""
@@ -181,11 +182,12 @@ class FactorAlgebra:
 
         with torch.inference_mode():
             rank = next(self.products(delta))[1].shape[0]
-        smallest = min(delta.terms.out, delta.terms.inner)
-        terms = replace(delta.terms, rank=min(rank, smallest), alpha=None, conventions={})
+        # A module that was pruned away has rank 0: LoRA's factors have at least one.
+        wanted = max(1, min(rank, delta.terms.out, delta.terms.inner))
+        terms = replace(delta.terms, rank=wanted, alpha=None, conventions={})
         plain = replace(delta, tuner="lora", terms=terms)
-        if rank > smallest:
-            return replace(plain, roles=self.truncated(delta, smallest))
+        if rank != wanted:
+            return replace(plain, roles=self.truncated(delta, wanted))
         roles = computed(
             lambda: stored_factors(list(self.products(delta)), terms),
             list(delta.roles.values()),
@@ -233,6 +235,19 @@ class FactorAlgebra:
     def measured(self) -> Measured:
         """The errors of all mixtures that were computed so far."""
         return self._measured
+
+
+def _product(delta: Delta, factors: Factors, expert: int | None) -> Pair:
+    """MismatchError where the delta is no product of its factors alone."""
+    try:
+        return cast("LowRank", tuners()[delta.tuner]).product_factors(factors, delta.terms, expert)
+    except InputError as error:
+        if error.code is not Code.UNSUPPORTED:
+            raise
+        hint = "merge it into its base, and extract a LoRA from the merged model"
+        raise MismatchError(
+            error.message, code=Code.NOT_LOW_RANK, tensor=delta.parameter, hint=hint
+        ) from error
 
 
 def _factored(mixture: Mixture, products: Sequence[Pair]) -> list[Factored]:

@@ -27,6 +27,9 @@ from adaptool.store.tensors import TensorRef
 from adaptool.tuners import tuners
 
 PREFIX = "base_model.model."
+# Tuners whose keys are made here; those of others are kept as PEFT stored them.
+SHIFT = "shift"
+WRITTEN = frozenset({"lora", "dora", SHIFT})
 TOKENS = "token_adapter.trainable_tokens_delta"
 # What a config made here says of a LoRA that no PEFT config came with.
 PLAIN: Mapping[str, Any] = {
@@ -46,23 +49,45 @@ PLAIN: Mapping[str, Any] = {
 
 
 def losses(adapter: Adapter) -> tuple[Loss, ...]:
-    """What PEFT has no slot for: a delta of a tuner that it does not know."""
-    unknown = [
+    """What PEFT has no slot for.
+
+    Tuners of PEFT's other types go from PEFT to PEFT only: a config for them is not made up.
+    """
+    scalings = {
+        delta.module: delta.terms.scaling for delta in adapter.deltas if delta.tuner != SHIFT
+    }
+    foreign = [
         delta
         for delta in adapter.deltas
-        if delta.tuner not in tuners() or not tuners()[delta.tuner].DECLARATION.keys
+        if (delta.tuner not in WRITTEN or not _scales_along(delta, scalings))
+        and not _is_stored_by_peft(delta)
     ]
-    if not unknown:
-        return ()
-    names = tuple(ref.name for delta in unknown for ref in delta.roles.values())
-    return (Loss(names, f"PEFT knows no tuner for {unknown[0].module}"),)
+    return tuple(
+        Loss(
+            tuple(ref.name for ref in delta.roles.values()),
+            f"{delta.module}: {delta.tuner} of another layout (--as lora may express it)",
+        )
+        for delta in foreign
+    )
+
+
+def _scales_along(delta: Delta, scalings: Mapping[str, float]) -> bool:
+    """Whether a difference is that of a bias beside factors, and at their scaling: lora_bias."""
+    if delta.tuner != SHIFT:
+        return True
+    is_bias = delta.parameter == f"{delta.module}.bias"
+    return is_bias and scalings.get(delta.module) == delta.terms.scaling
+
+
+def _is_stored_by_peft(delta: Delta) -> bool:
+    return all(ref.name.startswith("base_model.") for ref in delta.roles.values())
 
 
 def encode(adapter: Adapter, destination: Destination) -> Encoded:
     """Keys as PEFT saves them; patterns where ranks or scales differ."""
     adapter = _local(adapter)
     config = config_of(adapter, bake=destination.bake)
-    tensors = [*_factors(adapter, bake=destination.bake), *_replaced(adapter)]
+    tensors = [*_factors(adapter, bake=destination.bake), *_replaced(adapter, config)]
     if destination.file is not None:
         text = encode_json(config).decode()
         return in_safetensors(destination.file, tensors, {METADATA_KEYS[0]: text, "format": "pt"})
@@ -90,7 +115,12 @@ def _local(adapter: Adapter) -> Adapter:
 
 def _factors(adapter: Adapter, *, bake: bool) -> Iterable[Written]:
     paths = parameter_paths([delta.parameter for delta in adapter.deltas if _by_name(delta)])
+    others: dict[str, TensorRef] = {}
     for delta in adapter.deltas:
+        if delta.tuner not in WRITTEN:
+            # Roles that several modules share, or several deltas of one, are one tensor.
+            others |= {ref.name: ref for ref in delta.roles.values()}
+            continue
         keys = tuners()[delta.tuner].DECLARATION.keys
         ending = {role: key for key, role in reversed(list(keys.items()))}
         for role, ref in delta.roles.items():
@@ -99,6 +129,8 @@ def _factors(adapter: Adapter, *, bake: bool) -> Iterable[Written]:
                 yield _baked(name, ref, _own_scaling(delta))
             else:
                 yield Written(name, ref, delta.dtype or ref.dtype)
+    for name, ref in others.items():
+        yield Written(name, ref, ref.dtype)
 
 
 def _carries_scale(role: str) -> bool:
@@ -121,17 +153,23 @@ def _own_scaling(delta: Delta) -> float:
     return delta.terms.scaling / 2 if doubled else delta.terms.scaling
 
 
-def _replaced(adapter: Adapter) -> Iterable[Written]:
+def _replaced(adapter: Adapter, config: Mapping[str, Any]) -> Iterable[Written]:
     for item in adapter.replaced:
         own = item.value.name
-        name = own if own.startswith(PREFIX) else f"{PREFIX}{_replaced_key(item)}"
+        rows_of_lora = item.rows is not None and config["peft_type"] == "LORA"
+        kept = own.startswith(PREFIX) and not rows_of_lora
+        name = own if kept else f"{PREFIX}{_replaced_key(item)}"
         yield Written(name, item.value, item.dtype or item.value.dtype)
 
 
 def _replaced_key(item: Replaced) -> str:
     if item.rows is None:
         return item.parameter
-    return f"{item.parameter.removesuffix('.weight')}.{TOKENS}"
+    return f"{_module_of(item)}.{TOKENS}"
+
+
+def _module_of(item: Replaced) -> str:
+    return item.parameter.removesuffix(".weight")
 
 
 def config_of(adapter: Adapter, *, bake: bool = False) -> dict[str, Any]:
@@ -148,6 +186,11 @@ def config_of(adapter: Adapter, *, bake: bool = False) -> dict[str, Any]:
     if not known:
         config["use_dora"] = any(delta.tuner == "dora" for delta in adapter.deltas)
         config["modules_to_save"] = _saved(adapter.replaced) or None
+        if any(delta.tuner == SHIFT for delta in adapter.deltas):
+            config["lora_bias"] = True
+    rows = {_module_of(item): list(item.rows) for item in adapter.replaced if item.rows is not None}
+    if rows and config["peft_type"] == "LORA" and not config.get("trainable_token_indices"):
+        config["trainable_token_indices"] = rows
     config["target_modules"] = _targets(config.get("target_modules"), adapter.deltas, config)
     named = [delta.parameter for delta in adapter.deltas if _by_name(delta)]
     if named:

@@ -79,6 +79,9 @@ def truncated(left: torch.Tensor, right: torch.Tensor, rank: int) -> Truncated:
     """left (out, r) @ right (r, in) at rank `rank`, in time O((out + in) r^2)."""
     import torch
 
+    if not left.shape[1]:
+        nothing = left.new_zeros((left.shape[0], rank), dtype=torch.float64)
+        return Truncated(nothing, right.new_zeros((rank, right.shape[1]), dtype=torch.float64), ())
     thin_left, thin_right = Thin.of(left.double()), Thin.of(right.double().T)
     u, values, v = torch.linalg.svd(thin_left.upper @ thin_right.upper.T, full_matrices=False)
     kept = min(rank, len(values))

@@ -10,6 +10,7 @@ from adaptool.dtypes import BY_TORCH_NAME, DTYPES, Dtype
 from adaptool.errors import MismatchError
 from adaptool.findings import Code
 from adaptool.layouts.peft_encode import PLAIN
+from adaptool.layouts.pipeline_names import FAMILY
 from adaptool.model.adapter import Adapter, Delta
 from adaptool.model.options import OutputDtype
 from adaptool.store.tensors import TensorRef
@@ -58,8 +59,11 @@ def as_lora(adapter: Adapter) -> Adapter:
 def lora_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A LoRA config for the same modules; fields of other kinds of adapters are left out."""
     if config.get("peft_type") == "LORA":
-        kept = {name: value for name, value in config.items() if name != "use_bdlora"}
+        switches = {tuner.DECLARATION.switch for tuner in tuners().values()} | {"use_bdlora"}
+        kept = {name: value for name, value in config.items() if name not in switches}
         return {**kept, "init_lora_weights": True}
+    if config.keys() <= {FAMILY}:
+        return dict(config)
     shared = {name: config[name] for name in SHARED_FIELDS if name in config}
     return {**PLAIN, **shared} if config else {}
 
@@ -68,5 +72,12 @@ def written_dtype(refs: Iterable[TensorRef], wanted: OutputDtype) -> Dtype:
     """The dtype asked for; `keep` is the widest that the refs have, at least 16 bits."""
     if wanted is not OutputDtype.KEEP:
         return BY_TORCH_NAME[str(wanted)]
-    found = max((ref.dtype for ref in refs), key=lambda dtype: dtype.bits)
+    found = widest(refs)
     return found if found.bits > 8 else DTYPES["BF16"]
+
+
+def widest(refs: Iterable[TensorRef]) -> Dtype:
+    """The widest dtype that the refs have; indices beside the factors do not count."""
+    found = [ref.dtype for ref in refs]
+    floating = [dtype for dtype in found if dtype.floating]
+    return max(floating or found, key=lambda dtype: dtype.bits)

@@ -6,7 +6,7 @@ Ranks are decided from the singular values; the factors are computed when they a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
@@ -23,9 +23,10 @@ from adaptool.linalg.allocation import (
 )
 from adaptool.model.adapter import Adapter, Delta
 from adaptool.model.adapter_results import ResizedModule
-from adaptool.model.algebra import Algebra, Spectra
+from adaptool.model.algebra import Algebra, Measured, Spectra, total
 from adaptool.model.options import OutputDtype
 from adaptool.model.resize_options import ResizeOptions
+from adaptool.ops.based import Based, changes, with_other_deltas
 from adaptool.ops.low_rank import as_lora, has_factors, refuse_changed_base, written_dtype
 from adaptool.store.tensors import TensorRef
 
@@ -36,8 +37,13 @@ class Resized:
 
     adapter: Adapter
     modules: tuple[ResizedModule, ...]
-    relative_error: float
+    measured: Measured
     findings: tuple[Finding, ...]
+
+    @property
+    def relative_error(self) -> float:
+        """Of all modules together."""
+        return self.measured.relative
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,30 +61,73 @@ class _Module:
         return (terms.out + terms.inner) * max(1, terms.experts)
 
 
-def resized(adapter: Adapter, options: ResizeOptions, algebra: Algebra) -> Resized:
+def resized(
+    adapter: Adapter, options: ResizeOptions, algebra: Algebra, based: Based | None = None
+) -> Resized:
     """Every module at the rank that the rule gives it.
 
-    MismatchError (exit 4) where nothing in the adapter has a rank, or where its initialisation
+    With a base, DoRA's errors are those of its weights. MismatchError (exit 4) where nothing in the adapter has a rank, or where its initialisation
     changed the base: its factors alone are then not the update.
     """
     refuse_changed_base(adapter, "resize")
     modules = _modules(adapter, algebra)
     ranks = _ranks(modules, options, adapter)
-    rows = [_row(module, rank) for module, rank in zip(modules, ranks, strict=True)]
     new = {
         id(module.delta): _at_rank(module, rank, options.dtype, algebra)
         for module, rank in zip(modules, ranks, strict=True)
     }
-    deltas = tuple(new.get(id(delta), _carried(delta, options.dtype)) for delta in adapter.deltas)
-    made = replace(
+    made = written(
+        adapter,
+        [new.get(id(delta)) or carried(delta, options.dtype) for delta in adapter.deltas],
+        options.dtype,
+    )
+    errors = [_truncation(module, rank) for module, rank in zip(modules, ranks, strict=True)]
+    if based is not None:
+        errors = _on_base(adapter, modules, new, errors, based)
+    rows = [
+        _row(module, rank, error)
+        for module, rank, error in zip(modules, ranks, errors, strict=True)
+    ]
+    notes = _notes(modules, ranks, adapter, based)
+    return Resized(made, tuple(rows), total(errors), notes)
+
+
+def written(adapter: Adapter, deltas: Sequence[Delta], dtype: OutputDtype) -> Adapter:
+    """The adapter as a LoRA of these deltas, its whole tensors in `dtype`."""
+    return replace(
         as_lora(adapter),
-        deltas=deltas,
+        deltas=tuple(deltas),
         replaced=tuple(
-            replace(item, dtype=written_dtype([item.value], options.dtype))
-            for item in adapter.replaced
+            replace(item, dtype=written_dtype([item.value], dtype)) for item in adapter.replaced
         ),
     )
-    return Resized(made, tuple(rows), _total_error(modules, ranks), _notes(modules, ranks, adapter))
+
+
+def _on_base(
+    adapter: Adapter,
+    modules: Sequence[_Module],
+    new: Mapping[int, Delta],
+    errors: Sequence[Measured],
+    based: Based,
+) -> list[Measured]:
+    """DoRA's errors as |f'(W) - f(W)| and |f(W) - W|, which only the base tells."""
+    scaled = {
+        module.delta.parameter: new[id(module.delta)] for module in modules if _is_dora(module)
+    }
+    found = changes(based.base, [(adapter, 1.0)], scaled)
+    pairs = [
+        (change, with_other_deltas(change, {0: scaled[parameter]}))
+        for parameter, change in found.items()
+    ]
+    measured = dict(zip(found, based.weights.errors(pairs), strict=True)) if pairs else {}
+    return [
+        measured.get(module.delta.parameter, error)
+        for module, error in zip(modules, errors, strict=True)
+    ]
+
+
+def _is_dora(module: _Module) -> bool:
+    return module.delta.tuner == "dora"
 
 
 def _modules(adapter: Adapter, algebra: Algebra) -> list[_Module]:
@@ -103,7 +152,7 @@ def _rank(delta: Delta, spectra: Spectra) -> int:
     """The rank of the factors; of other kinds that of the product (LoHa's is the square of r)."""
     if delta.tuner in _STAYING and delta.terms.rank:
         return delta.terms.rank
-    return max(map(len, spectra))
+    return max(1, *map(len, spectra))
 
 
 def _ranks(modules: Sequence[_Module], options: ResizeOptions, adapter: Adapter) -> list[int]:
@@ -208,32 +257,28 @@ def _refs(delta: Delta) -> Sequence[TensorRef]:
     return tuple(delta.roles.values())
 
 
-def _row(module: _Module, rank: int) -> ResizedModule:
+def _truncation(module: _Module, rank: int) -> Measured:
+    """What the product of factors loses, and what it had."""
     left = tails(module.squares)
-    share = left[min(rank, len(left) - 1)] / left[0] if left[0] else 0.0
+    return Measured(left[min(rank, len(left) - 1)], left[0])
+
+
+def _row(module: _Module, rank: int, error: Measured) -> ResizedModule:
+    lost = _truncation(module, rank)
     return ResizedModule(
         module=module.delta.parameter.removesuffix(".weight"),
         rank_before=module.rank,
         rank_after=rank,
-        relative_error=math.sqrt(share),
-        energy=1.0 - share,
+        relative_error=error.relative,
+        energy=1.0 - (lost.error / lost.norm if lost.norm else 0.0),
     )
-
-
-def _total_error(modules: Sequence[_Module], ranks: Sequence[int]) -> float:
-    lefts = [tails(module.squares) for module in modules]
-    total = math.fsum(left[0] for left in lefts)
-    lost = math.fsum(
-        left[min(rank, len(left) - 1)] for left, rank in zip(lefts, ranks, strict=True)
-    )
-    return math.sqrt(lost / total) if total else 0.0
 
 
 def _at_rank(module: _Module, rank: int, dtype: OutputDtype, algebra: Algebra) -> Delta:
     """The delta at `rank`; its own factors where the rank stays."""
     delta = module.delta
     if rank == module.rank and _is_plain(delta):
-        return _carried(delta, dtype)
+        return carried(delta, dtype)
     others = {role: ref for role, ref in delta.roles.items() if role == "magnitude"}
     kept = {
         name: value for name, value in delta.terms.conventions.items() if name in _STAYING_SWITCHES
@@ -256,14 +301,15 @@ def _is_plain(delta: Delta) -> bool:
     return delta.tuner in _STAYING and delta.terms.conventions.keys() <= _STAYING_SWITCHES
 
 
-def _carried(delta: Delta, dtype: OutputDtype) -> Delta:
+def carried(delta: Delta, dtype: OutputDtype) -> Delta:
+    """The delta with its own factors, in `dtype`."""
     if dtype is OutputDtype.KEEP:
         return delta
     return replace(delta, dtype=written_dtype(delta.roles.values(), dtype))
 
 
 def _notes(
-    modules: Sequence[_Module], ranks: Sequence[int], adapter: Adapter
+    modules: Sequence[_Module], ranks: Sequence[int], adapter: Adapter, based: Based | None
 ) -> tuple[Finding, ...]:
     """What a reader of the result should know: nothing changed, other kinds became LoRA, DoRA."""
     found = []
@@ -274,7 +320,10 @@ def _notes(
     if others:
         message = f"{', '.join(sorted(others))} modules are written as plain LoRA"
         found.append(Finding(Code.WRITTEN_AS_LORA, Severity.NOTE, message, file=adapter.name))
-    if any(module.delta.tuner == "dora" for module in modules):
+    if based is None and any(map(_is_dora, modules)):
         message = "errors are of B A; DoRA's magnitudes are kept as they are"
-        found.append(Finding(Code.DORA_DIRECTION, Severity.NOTE, message, file=adapter.name))
+        hint = "--base BASE measures what becomes of the base's weights"
+        found.append(
+            Finding(Code.DORA_DIRECTION, Severity.NOTE, message, file=adapter.name, hint=hint)
+        )
     return tuple(found)

@@ -100,6 +100,12 @@ def write_model(folder: Path, size: Size) -> None:
     _write_json(folder / "config.json", _config(size))
 
 
+def write_config(folder: Path, size: Size) -> None:
+    """The config alone: a model of this shape can be made from it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "config.json", _config(size))
+
+
 def write_adapter(folder: Path, size: Size) -> None:
     """The LoRA: r = 16 on all seven linears, in float32."""
     folder.mkdir(parents=True)
