@@ -156,8 +156,9 @@ def _own_scaling(delta: Delta) -> float:
 def _replaced(adapter: Adapter, config: Mapping[str, Any]) -> Iterable[Written]:
     for item in adapter.replaced:
         own = item.value.name
-        rows_of_lora = item.rows is not None and config["peft_type"] == "LORA"
-        kept = own.startswith(PREFIX) and not rows_of_lora
+        # Rows and layers that another kind of adapter trained have other names in a LoRA's file.
+        renamed = config["peft_type"] == "LORA" and (item.rows is not None or item.tuner)
+        kept = own.startswith(PREFIX) and not renamed
         name = own if kept else f"{PREFIX}{_replaced_key(item)}"
         yield Written(name, item.value, item.dtype or item.value.dtype)
 
@@ -174,28 +175,47 @@ def _module_of(item: Replaced) -> str:
 
 def config_of(adapter: Adapter, *, bake: bool = False) -> dict[str, Any]:
     """adapter_config.json as the deltas need it: what they do not decide stays as it was."""
-    known = adapter.config.get("peft_type") is not None
-    config = dict(adapter.config) if known else {**PLAIN}
-    config["base_model_name_or_path"] = adapter.base
-    ranked = [delta for delta in adapter.deltas if delta.terms.rank is not None]
-    factored = [delta for delta in ranked if {"B", "embedding_B"} & delta.roles.keys()]
-    if factored and config["peft_type"] == "LORA":
-        config |= _rank_fields(factored, rslora=bool(config.get("use_rslora")), bake=bake)
-    elif config["peft_type"] == "LORA":
-        config = {"r": 1, "lora_alpha": 1, **config}  # PEFT's config must have them
-    if not known:
-        config["use_dora"] = any(delta.tuner == "dora" for delta in adapter.deltas)
-        config["modules_to_save"] = _saved(adapter.replaced) or None
-        if any(delta.tuner == SHIFT for delta in adapter.deltas):
-            config["lora_bias"] = True
-    rows = {_module_of(item): list(item.rows) for item in adapter.replaced if item.rows is not None}
-    if rows and config["peft_type"] == "LORA" and not config.get("trainable_token_indices"):
-        config["trainable_token_indices"] = rows
+    given = {**adapter.config, "base_model_name_or_path": adapter.base}
+    kind = adapter.config.get("peft_type")
+    if kind not in (None, "LORA"):
+        return _canonical(given)  # other kinds are written as they were read
+    config = given if kind else {**PLAIN, **_own_fields(adapter), **given}
+    config |= _scale_fields(adapter, config, bake=bake)
+    config |= _replaced_fields(adapter, config)
     config["target_modules"] = _targets(config.get("target_modules"), adapter.deltas, config)
     named = [delta.parameter for delta in adapter.deltas if _by_name(delta)]
     if named:
         config["target_parameters"] = _named_targets(config.get("target_parameters"), named)
     return _canonical(config)
+
+
+def _own_fields(adapter: Adapter) -> dict[str, Any]:
+    """What a config made here says of DoRA and of biases."""
+    tuned = {delta.tuner for delta in adapter.deltas}
+    return {"use_dora": "dora" in tuned, **({"lora_bias": True} if SHIFT in tuned else {})}
+
+
+def _scale_fields(adapter: Adapter, config: Mapping[str, Any], *, bake: bool) -> dict[str, Any]:
+    ranked = [delta for delta in adapter.deltas if delta.terms.rank is not None]
+    factored = [delta for delta in ranked if {"B", "embedding_B"} & delta.roles.keys()]
+    if factored:
+        return _rank_fields(factored, rslora=bool(config.get("use_rslora")), bake=bake)
+    return {name: config.get(name, 1) for name in ("r", "lora_alpha")}  # PEFT must find them
+
+
+def _replaced_fields(adapter: Adapter, config: Mapping[str, Any]) -> dict[str, Any]:
+    """modules_to_save and token indices, for what a LoRA's config must name."""
+    found: dict[str, Any] = {}
+    rows = {_module_of(item): list(item.rows) for item in adapter.replaced if item.rows is not None}
+    if rows and not config.get("trainable_token_indices"):
+        found["trainable_token_indices"] = rows
+    known = config.get("modules_to_save")
+    foreign = _saved([item for item in adapter.replaced if item.tuner])
+    if known is None and not adapter.config.get("peft_type"):
+        foreign = _saved(adapter.replaced)
+    if foreign:
+        found["modules_to_save"] = sorted({*(known or ()), *foreign})
+    return found
 
 
 def _rank_fields(deltas: Sequence[Delta], *, rslora: bool, bake: bool) -> dict[str, Any]:
@@ -263,7 +283,13 @@ def _number(value: float) -> float | int:
 
 
 def _saved(replaced: Sequence[Replaced]) -> list[str]:
-    return sorted({item.parameter.rpartition(".")[0] for item in replaced if item.saved_module})
+    return sorted(
+        {
+            item.parameter.rpartition(".")[0]
+            for item in replaced
+            if item.rows is None and (item.saved_module or item.tuner)
+        }
+    )
 
 
 def _targets(given: object, deltas: Sequence[Delta], config: Mapping[str, Any]) -> object:
@@ -274,6 +300,8 @@ def _targets(given: object, deltas: Sequence[Delta], config: Mapping[str, Any]) 
         if delta.tuner != "shift" and looked_up(delta) != delta.parameter
     ]
     named = set(config.get("target_parameters") or ())
+    if not deltas:
+        return []
     if given is not None and all(_is_targeted(module, given) for module in modules):
         return given
     if not modules and named:

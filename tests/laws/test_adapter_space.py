@@ -50,6 +50,9 @@ def test_converted_from_peft_to_peft_it_is_the_same_tensors(
 ) -> None:
     """Whatever the tuner: no name, no dtype and no bit is another one."""
     del case
+    with open_adapter(pair.adapter) as files:
+        if decode(files).layout != "peft":
+            pytest.skip("a tuner that PEFT has no file for")
     adaptool.convert(pair.adapter, tmp_path / "out", to="peft")
     old, new = load_file(pair.adapter / WEIGHTS), load_file(tmp_path / "out" / WEIGHTS)
     with open_adapter(pair.adapter) as files:
