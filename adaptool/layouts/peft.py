@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from adaptool.errors import AdaptoolError, InputError, MismatchError, gathered
+from adaptool.errors import AdaptoolError, InputError, gathered
 from adaptool.findings import Code, Finding, Severity
 from adaptool.layouts import Evidence
 from adaptool.layouts.peft_config import check_config
@@ -20,12 +20,12 @@ from adaptool.layouts.peft_deltas import changed_base, decode_modules, token_row
 from adaptool.layouts.peft_encode import encode, losses
 from adaptool.layouts.peft_keys import PREFIX, sort_keys
 from adaptool.layouts.peft_modules import ModuleNames, pattern_name
+from adaptool.layouts.peft_refusals import is_unmergeable, refuse_unsupported
 from adaptool.layouts.peft_review import review
 from adaptool.model.adapter import Adapter, Delta
 from adaptool.model.reading import AS_IT_STANDS, Reading
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.tensors import TensorRef
-from adaptool.tuners import tuners
 
 __all__ = ["TITLE", "decode", "encode", "losses", "sniff"]
 
@@ -33,7 +33,9 @@ TITLE = "PEFT"
 
 
 def sniff(files: AdapterFiles) -> Evidence:
-    """PEFT's are the keys below `base_model.`."""
+    """PEFT's are the keys below `base_model.`; with a prompt's config all, even of none."""
+    if is_unmergeable(files):
+        return Evidence(len(files.tensors) or 1, (), "the config's peft_type is one of PEFT's")
     unclaimed = tuple(name for name in files.tensors if not name.startswith("base_model."))
     claimed = len(files.tensors) - len(unclaimed)
     return Evidence(claimed, unclaimed, f"{claimed} keys begin with base_model.")
@@ -45,7 +47,7 @@ def decode(files: AdapterFiles, reading: Reading = AS_IT_STANDS) -> Adapter:
     files = _configured(files, reading)
     config = files.config or {}
     findings = list(files.findings) + list(check_config(config, files.config_file))
-    _refuse_unsupported(files)
+    refuse_unsupported(files)
     names = ModuleNames(config, files.tensors, PREFIX, reading.expert_packing)
     found = sort_keys(files, config)
     decoded = decode_modules(config, found, names)
@@ -117,33 +119,6 @@ def _placed(error: AdaptoolError, files: AdapterFiles) -> AdaptoolError:
     if error.file is None:
         error.file = files.source.name
     return error
-
-
-def _refuse_unsupported(files: AdapterFiles) -> None:
-    """Tuners and switches whose merge is not plain addition and not known here."""
-    config = files.config or {}
-    kind = config.get("peft_type")
-    if not any(tuner.DECLARATION.peft_type == kind for tuner in tuners().values()):
-        message = f"{kind} adapters are not supported yet"
-        raise MismatchError(
-            message, code=Code.TUNER_UNSUPPORTED, file=files.config_file, field="peft_type"
-        )
-    known = {tuner.DECLARATION.switch for tuner in tuners().values()}
-    for switch, why in _UNSUPPORTED_SWITCHES.items():
-        if config.get(switch) and switch not in known:
-            raise MismatchError(
-                why, code=Code.TUNER_UNSUPPORTED, file=files.config_file, field=switch
-            )
-
-
-_UNSUPPORTED_SWITCHES = {
-    "kasa_config": "KaSA truncates the base before it adds the delta; not supported yet",
-    "use_qalora": "QALoRA belongs to a GPTQ base; it cannot be merged",
-    "alora_invocation_tokens": "an activated LoRA acts on some tokens only; no weight can hold it",
-    "arrow_config": "Arrow routes tokens between adapters; no weight can hold it",
-    "velora_config": "VeLoRA is not supported yet",
-    "monteclora_config": "MonteCLoRA is not supported yet",
-}
 
 
 def _unused_notes(unused: list[TensorRef]) -> tuple[Finding, ...]:

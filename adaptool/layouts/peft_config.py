@@ -74,9 +74,10 @@ NOT_MERGEABLE = {
     "CARTRIDGE": "it learns a cache of keys and values, not weights",
     "ADAPTION_PROMPT": "it adds gated attention, which no weight can hold",
     "POLY": "its weights depend on the task id",
-    "XLORA": "a classifier mixes its adapters per token; its numbered children can be merged",
+    "XLORA": "a classifier mixes adapters per token; the LoRA adapters it mixes can be merged",
     "LILY": "its update depends on the input",
     "SHADOW": "its update depends on the input",
+    "ADAMSS": "which rows it changes is not in its file",
 }
 KNOWN_FIELDS = frozenset(
     [

@@ -8,6 +8,7 @@ from typing import Any
 
 from adaptool.errors import AdaptoolError, InputError
 from adaptool.findings import Code
+from adaptool.layouts.merged_linear import unmerged
 from adaptool.layouts.peft_keys import Sorted
 from adaptool.layouts.peft_modules import ModuleNames, pattern_name
 from adaptool.model.adapter import Delta, Replaced, Terms
@@ -65,7 +66,7 @@ def _decode_module(
         for role, ref in shared.items()
         if role not in own and tuner.DECLARATION.knows(role)
     }
-    roles = {**own, **common}
+    config, roles = unmerged(config, {**own, **common})
     for role, ref in roles.items():
         _check_factor(role, ref, tuner.DECLARATION)
     if isinstance(tuner, Carrying):
@@ -123,7 +124,7 @@ def _tuner_of(
     fitting = [
         (bool(declared.switch), len(declared.required), name)
         for name, declared in ((name, tuner.DECLARATION) for name, tuner in tuners().items())
-        if declared.peft_type == peft_type
+        if declared.serves(peft_type)
         and declared.init == wanted
         and (not declared.switch or config.get(declared.switch))
         and declared.required <= own | shared

@@ -82,7 +82,7 @@ def sort_keys(files: AdapterFiles, config: Mapping[str, Any]) -> Sorted:
 def _names(peft_type: str) -> _Names:
     """Of this PEFT type's tuners, and of those that belong to none."""
     declared = [tuner.DECLARATION for tuner in tuners().values()]
-    mine = [entry for entry in declared if entry.peft_type in (peft_type, "")]
+    mine = [entry for entry in declared if entry.serves(peft_type) or not entry.peft_type]
     endings = {ending: role for entry in mine for ending, role in entry.keys.items()}
     shared = {name: role for entry in mine for name, role in entry.shared.items()}
     return _Names(endings, shared)

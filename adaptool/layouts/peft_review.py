@@ -179,7 +179,9 @@ def _target_notes(adapter: Adapter, files: AdapterFiles) -> Iterator[Finding]:
 
 def absent_targets(adapter: Adapter) -> tuple[str, ...]:
     """Names in `target_modules` that no tensor of the adapter belongs to."""
-    modules = [f".{delta.parameter.rpartition('.')[0]}" for delta in adapter.deltas]
+    changed = [delta.parameter for delta in adapter.deltas]
+    changed += [item.parameter for item in adapter.replaced if item.tuner]
+    modules = {f".{parameter.rpartition('.')[0]}" for parameter in changed}
     return tuple(
         name
         for name in target_names(adapter.config)

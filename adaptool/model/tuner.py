@@ -25,17 +25,18 @@ INPUTS, OUTPUTS = "inputs", "outputs"
 class Declaration:
     """What is true of a tuner, known without torch.
 
-    `peft_type` is PEFT's name for the config that carries it, `formerly` an earlier one; `keys` maps a PEFT key's ending
-    (after the module path) to the role it fills, `shared` the names of tensors that all modules
-    have in common (after `base_model.`). `{}` in either stands for one part of the name, which
-    takes the place of `{}` in the role: `peanut_encoders.{}.weight` -> `encoder.{}`. A module's
-    tensors belong to the tuner when they hold all `required` roles and no role it does not know.
-    `indices` are roles that hold whole numbers, `frozen` those that were not trained (random
-    projections); `may_be_empty`: a tensor without elements is a
-    module that was pruned away.
+    `peft_type` is PEFT's name for the config that carries it, `formerly` an earlier one; `keys`
+    maps a PEFT key's ending (after the module path) to the role it fills, `shared` the names of
+    tensors that all modules have in common (after `base_model.`). `{}` in either stands for one
+    part of the name, which takes the place of `{}` in the role: `peanut_encoders.{}.weight` ->
+    `encoder.{}`. A module's tensors belong to the tuner when they hold all `required` roles and no
+    role it does not know. `indices` are roles that hold whole numbers, `frozen` those that were
+    not trained (random projections); `may_be_empty`: a tensor without elements is a module that
+    was pruned away.
 
     `additive`: f(W) - W does not depend on W. `low_rank`: the delta is a product of two thin
-    factors, which `product_factors` gives. `mixes` are the axes along which an element of f(W)
+    factors, which `product_factors` gives; without `sizes_told`, which is whether its tensors tell
+    how large a layer is, that takes the base. `mixes` are the axes along which an element of f(W)
     depends on others of W; where one of them runs over the rows of the base's tensor, all of it
     is needed at once and `workspace` is how many matrices of its size, in float64, that takes.
     `invertible`: "exactly", "rounding" or "no".
@@ -57,6 +58,7 @@ class Declaration:
     indices: frozenset[str] = frozenset()
     frozen: frozenset[str] = frozenset()
     may_be_empty: bool = False
+    sizes_told: bool = True
     mixes: frozenset[str] = frozenset()
     workspace: int = 0
     formerly: str = ""

@@ -106,10 +106,22 @@ def model_types(config: Mapping[str, Any] | None) -> tuple[str, ...]:
 
 def head_count(config: Mapping[str, Any] | None) -> int:
     """Attention heads of the (text) model, 0 where the config does not say."""
+    return _count(config, "num_attention_heads", "n_head")
+
+
+def key_value_heads(config: Mapping[str, Any] | None) -> int:
+    """Heads of k and v, as many as q has where the config says nothing of them."""
+    found = _count(config, "num_key_value_heads")
+    if found or not (config or {}).get("multi_query"):
+        return found or head_count(config)
+    return 1
+
+
+def _count(config: Mapping[str, Any] | None, *keys: str) -> int:
     for place in (config or {}, (config or {}).get("text_config")):
         if isinstance(place, Mapping):
-            for key in ("num_attention_heads", "n_head"):
-                if type(place.get(key)) is int:
-                    heads: int = place[key]
-                    return heads
+            for key in keys:
+                found = place.get(key)
+                if type(found) is int:
+                    return found
     return 0

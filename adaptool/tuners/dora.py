@@ -17,12 +17,17 @@ from typing import TYPE_CHECKING, Any
 from adaptool.errors import InputError
 from adaptool.findings import Code
 from adaptool.model.adapter import Terms
-from adaptool.model.tuner import Declaration
+from adaptool.model.tuner import INPUTS, Declaration
 from adaptool.model.view import View
 from adaptool.tuners import low_rank_factors as plain
+from adaptool.tuners.low_rank_factors import effects, product_factors
 
 if TYPE_CHECKING:
     import torch
+
+__all__ = ["DECLARATION", "prepare", "product_factors", "terms"]
+
+__all__ = ["DECLARATION", "effects", "prepare", "terms"]
 
 DECLARATION = Declaration(
     title="DoRA",
@@ -36,6 +41,7 @@ DECLARATION = Declaration(
     additive=False,
     low_rank=False,
     invertible="rounding",
+    mixes=frozenset({INPUTS}),
 )
 
 

@@ -17,14 +17,15 @@ from adaptool.errors import MismatchError
 from adaptool.findings import Code
 from adaptool.linalg.factored import top_subspace
 from adaptool.model.adapter import Terms
-from adaptool.model.tuner import Declaration
+from adaptool.model.tuner import INPUTS, OUTPUTS, Declaration
 from adaptool.model.view import View
-from adaptool.tuners.low_rank_factors import KEYS, LowRankUpdate, low_rank_update, terms
+from adaptool.tuners.low_rank_factors import KEYS, effects, low_rank_update, terms
+from adaptool.tuners.products import LowRankUpdate
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DECLARATION", "prepare", "terms"]
+__all__ = ["DECLARATION", "effects", "prepare", "terms"]
 
 DECLARATION = Declaration(
     title="PiSSA",
@@ -34,6 +35,8 @@ DECLARATION = Declaration(
     additive=False,
     low_rank=False,
     invertible="no",
+    mixes=frozenset({INPUTS, OUTPUTS}),
+    workspace=2,
     init="pissa",
 )
 

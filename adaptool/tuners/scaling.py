@@ -41,7 +41,8 @@ def _table(same: _Same, field: str) -> PatternTable[float]:
     return PatternTable(same.patterns, field=field)
 
 
-def _lookup(config: Mapping[str, Any], field: str, module: str, default: Any) -> Any:  # noqa: ANN401 - a JSON value
+def looked_up(config: Mapping[str, Any], field: str, module: str, default: Any) -> Any:  # noqa: ANN401 - a JSON value
+    """What the patterns under `field` say of `module`; `default` where none of them matches."""
     patterns = config.get(field)
     if not patterns:
         return default
@@ -50,13 +51,13 @@ def _lookup(config: Mapping[str, Any], field: str, module: str, default: Any) ->
 
 def rank_of(config: Mapping[str, Any], module: str) -> int | None:
     """The rank that the config gives `module`; None where it gives none."""
-    rank: int | None = _lookup(config, "rank_pattern", module, config.get("r"))
+    rank: int | None = looked_up(config, "rank_pattern", module, config.get("r"))
     return rank
 
 
 def alpha_of(config: Mapping[str, Any], module: str) -> float:
     """The alpha that the config gives `module`; InputError where it gives none."""
-    alpha: float | None = _lookup(config, "alpha_pattern", module, config.get("lora_alpha"))
+    alpha: float | None = looked_up(config, "alpha_pattern", module, config.get("lora_alpha"))
     if alpha is None:
         hint = "state it in adapter_config.json; PEFT would silently take 8"
         message = "there is no lora_alpha, so the scale is unknown"

@@ -53,8 +53,12 @@ def prepare(
     weight: float,
     exact: bool,  # noqa: ARG001 - one product, then one sum, in both precisions
 ) -> ShiftUpdate:
-    """The difference under the view's rows."""
+    """The difference under the view: a layer's whole weight may have one as well as its bias."""
     difference = factors["difference"].reshape(terms.out, terms.inner)
+    if view.transposed:
+        difference = difference.T
     if view.take_rows is not None:
         difference = difference[list(view.take_rows.indices())]
+    if view.take_columns is not None:
+        difference = difference[:, list(view.take_columns.indices())]
     return ShiftUpdate(difference, terms.scaling * weight)

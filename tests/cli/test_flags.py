@@ -70,6 +70,7 @@ PROMISED = {
         "--min-rank",
         "--max-rank",
         "--dtype",
+        "--base",
     },
     "combine": {
         *COMMON,
@@ -85,6 +86,7 @@ PROMISED = {
         "--dtype",
         "--out",
         "--expert-packing",
+        "--base",
     },
     "convert": {
         *COMMON,

@@ -90,7 +90,8 @@ def _check_forward(pair: Pair, out: Path) -> None:
         base = load(example.model, pair.base, torch.float64)
         tuned = PeftModel.from_pretrained(base, pair.reference, autocast_adapter_dtype=False)
         tuned = tuned.to(torch.float64).eval()
-    assert _relative(_answer(merged, example.model), _answer(tuned, example.model)) <= RELATIVE
+        error = _relative(_answer(merged, example.model), _answer(tuned, example.model))
+    assert error <= RELATIVE
 
 
 def _answer(model: torch.nn.Module, name: str) -> torch.Tensor:

@@ -90,6 +90,19 @@ def test_a_change_is_made_of_rows_or_of_the_whole(
     assert torch.allclose(found.T if transposed else found, wanted, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("mixes", [INPUTS, OUTPUTS])
+def test_a_gain_scales_what_was_changed(mixes: str, transposed: bool) -> None:
+    """One number for each output, by rows and of the whole."""
+    base, gains = _numbers(7, 5), _numbers(7, 1)
+    wanted = gains * torch.neg(base)
+    stored = base.T.contiguous() if transposed else base
+    view = View(whole(len(stored)), whole(stored.shape[1]), transposed=transposed)
+    gain = Along(gains.flatten(), view, OUTPUTS)
+    found = _run(changed(torch.neg, _declared(mixes), view, 1.0, gain), stored)
+    assert torch.allclose(found.T if transposed else found, wanted, rtol=1e-12, atol=1e-12)
+
+
 def test_rows_alone_are_not_kept() -> None:
     """What mixes inputs only needs a tile at a time where outputs are the file's rows."""
     view = View(whole(7), whole(5))
