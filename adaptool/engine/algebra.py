@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from adaptool.combinations.merging import combined
 from adaptool.combinations.method import Combined, Factored
@@ -17,10 +17,11 @@ from adaptool.engine.tiles import TILE_ELEMENTS
 from adaptool.errors import InputError, MismatchError
 from adaptool.findings import Code
 from adaptool.linalg.factored import core, singular_values, truncated
-from adaptool.model.adapter import Delta, Terms
+from adaptool.model.adapter import Delta
 from adaptool.model.algebra import Measured, Mixture, Spectra
 from adaptool.model.derived import F64
 from adaptool.model.options import Machine, Precision
+from adaptool.model.tuner import LowRank
 from adaptool.store.source import check_unchanged
 from adaptool.store.tensors import TensorRef
 from adaptool.tuners import tuners
@@ -31,14 +32,6 @@ if TYPE_CHECKING:
 
     Factors = Mapping[str, torch.Tensor]
     Pair = tuple[torch.Tensor, torch.Tensor]
-
-
-class LowRank(Protocol):
-    """What a tuner offers whose delta, or the core of it, is a product of thin factors."""
-
-    def product_factors(self, factors: Factors, terms: Terms, expert: int | None) -> Pair:
-        """(out, r) and (r, in) whose product is the unscaled delta of one matrix."""
-        ...
 
 
 class Job:
