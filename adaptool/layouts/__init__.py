@@ -10,10 +10,13 @@ from typing import Protocol, cast, runtime_checkable
 from adaptool.discovery import marked
 from adaptool.errors import InputError
 from adaptool.findings import Code
+from adaptool.layouts.strangers import refuse_stranger
 from adaptool.model.adapter import Adapter
 from adaptool.model.encoding import Destination, Encoded, Loss
 from adaptool.model.reading import AS_IT_STANDS, Reading
 from adaptool.store.adapter_files import AdapterFiles
+
+MOST_NAMES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +70,41 @@ def writable() -> Mapping[str, Writable]:
 
 
 def decode(files: AdapterFiles, reading: Reading = AS_IT_STANDS) -> Adapter:
-    """Decode with the one layout that claims keys; InputError lists what nobody claims."""
-    if not files.tensors:
-        message = "no tensors, so no adapter"
-        raise InputError(message, code=Code.NO_ADAPTER_TENSORS, file=files.source.name)
+    """Decode with the layout that claims every key, else with the one that claims the most.
+
+    That one refuses the rest, or leaves out what `reading` allows. InputError where no layout
+    claims a key, or two claim as many.
+    """
+    refuse_stranger(files)
     evidence = {name: layout.sniff(files) for name, layout in layouts().items()}
-    claiming = [name for name, found in evidence.items() if found.claimed]
-    if len(claiming) > 1:
-        message = f"keys of several layouts in one file: {', '.join(claiming)}"
-        raise InputError(message, code=Code.LAYOUT_AMBIGUOUS, file=files.source.name)
-    if not claiming:
+    most = max(found.claimed for found in evidence.values())
+    if not most:
         _refuse_unclaimed(files)
-    return layouts()[claiming[0]].decode(files, reading)
+    best = [name for name, found in evidence.items() if found.claimed == most]
+    if len(best) > 1:
+        _refuse_ambiguous(files, {name: evidence[name] for name in best})
+    return layouts()[best[0]].decode(files, reading)
 
 
-# How other layouts name their keys, to say what a file looks like before they can be read.
+def _refuse_ambiguous(files: AdapterFiles, best: Mapping[str, Evidence]) -> None:
+    found = [
+        f"{name} ({each.why}" + (f"; not {_listed(each.unclaimed)})" if each.unclaimed else ")")
+        for name, each in best.items()
+    ]
+    message = f"keys of several layouts in one file: {', '.join(found)}"
+    raise InputError(message, code=Code.LAYOUT_AMBIGUOUS, file=files.source.name)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
+
+
+# What a trainer's name begins with, to say what a file looks like whose keys are not read.
 _LOOKS = (
     ("lora_unet_", "kohya"),
     ("lora_te", "kohya"),
-    ("lora_transformer_", "OneTrainer or kohya"),
+    ("lora_transformer_", "OneTrainer"),
+    ("lycoris_", "LyCORIS"),
     ("diffusion_model.", "ComfyUI"),
     ("unet.", "diffusers"),
     ("transformer.", "diffusers"),
@@ -95,10 +114,13 @@ _LOOKS = (
 
 def _refuse_unclaimed(files: AdapterFiles) -> None:
     names = list(files.tensors)
+    if not names:
+        message = "no tensors, so no adapter"
+        raise InputError(message, code=Code.NO_ADAPTER_TENSORS, file=files.source.name)
     looks = [look for prefix, look in _LOOKS if names[0].startswith(prefix)]
-    guess = f"; looks like the {looks[0]} layout, which is not read yet" if looks else ""
+    guess = f"; it begins as keys of {looks[0]} do, and ends in another way" if looks else ""
     message = f"0 of {len(names)} keys recognised, the first is {names[0]!r}{guess}"
-    hint = "PEFT's keys begin with base_model.model."
+    hint = f"layouts that are read: {', '.join(layout.TITLE for layout in layouts().values())}"
     raise InputError(
         message, code=Code.KEYS_UNRECOGNISED, file=files.source.name, tensor=names[0], hint=hint
     )

@@ -105,7 +105,7 @@ def _beside(parameter: str, leaf: str) -> str:
 
 
 def _check_factor(role: str, ref: TensorRef, declared: Declaration) -> None:
-    if not ref.dtype.floating and role not in declared.indices:
+    if not ref.dtype.floating and not declared.is_index(role):
         message = f"dtype {ref.dtype.name} is no floating-point number"
         raise InputError(message, code=Code.DTYPE_NOT_FLOAT, tensor=ref.name)
     if not ref.elements and not declared.may_be_empty:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,6 +43,17 @@ class Measured:
 
     error: float
     norm: float
+
+    @property
+    def relative(self) -> float:
+        """|error| / |delta|; 0 where there is no delta."""
+        return math.sqrt(self.error / self.norm) if self.norm else 0.0
+
+
+def total(parts: Iterable[Measured]) -> Measured:
+    """Of several deltas together."""
+    found = list(parts)
+    return Measured(math.fsum(part.error for part in found), math.fsum(part.norm for part in found))
 
 
 class Algebra(Protocol):

@@ -7,7 +7,6 @@ from typing import Any, Self
 
 from adaptool.errors import UsageError
 from adaptool.findings import Code
-from adaptool.model.options import OutputDtype
 from adaptool.model.resize_options import ResizeOptions
 
 LORA = "lora"
@@ -42,13 +41,6 @@ class ConvertOptions:
             raise UsageError(message, code=Code.USAGE, field=field, hint=hint)
         resize = ResizeOptions(rank=rank, energy=energy) if truncated else None
         return cls("peft" if to == LORA else to, as_lora, resize, bake)
-
-    @property
-    def exactly(self) -> ResizeOptions:
-        """The rule for the ranks of LoRA factors; made factors are written in float32."""
-        if self.rank is not None:
-            return self.rank
-        return ResizeOptions(energy=1.0, dtype=OutputDtype.KEEP)
 
     def as_json(self) -> dict[str, Any]:
         """What decides the bytes, as the receipt records it."""

@@ -22,6 +22,9 @@ from adaptool.model.quantizer import Packed
 from adaptool.model.view import View
 from adaptool.store.tensors import TensorRef
 
+LEAST_RETAINED = 0.5
+"""The share of its delta that a recoded weight must keep, unless a loss is allowed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:

@@ -79,6 +79,14 @@ class Declaration:
         named = (*self.keys.values(), *self.shared.values())
         return any(_pattern(template).fullmatch(role) for template in named)
 
+    def is_index(self, role: str) -> bool:
+        """Whether the tensors of `role` hold whole numbers."""
+        return _is_one_of(role, self.indices)
+
+    def is_trained(self, role: str) -> bool:
+        """Whether training made the numbers of `role`: neither indices nor frozen projections."""
+        return not _is_one_of(role, self.frozen | self.indices)
+
     def bytes_needed(self, view: View) -> int:
         """Memory for all of W under `view`; 0 where it is computed tile by tile."""
         over_rows = INPUTS if view.transposed else OUTPUTS
@@ -97,6 +105,12 @@ def role_of(keys: Mapping[str, str], name: str) -> str | None:
         if match:
             return role.replace("{}", match[1])
     return None
+
+
+def _is_one_of(role: str, templates: frozenset[str]) -> bool:
+    return role in templates or any(
+        "{}" in template and _pattern(template).fullmatch(role) for template in templates
+    )
 
 
 @functools.cache

@@ -19,7 +19,7 @@ _Members: TypeAlias = dict[tuple[int, int | None], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Chunk `index` of `count` equal chunks of an axis.
+    """Chunk `index` of `count` equal chunks of an axis, and `width - 1` more that follow it.
 
     `interleaved`: every count-th element from `index` instead of a run. `dropped`: the chunk is
     one element and the axis is gone (one expert of a stack); `count` is then the axis size, 0
@@ -32,6 +32,7 @@ class Part:
     interleaved: bool = False
     dropped: bool = False
     sizes: tuple[int, ...] | None = None
+    width: int = 1
 
 
 @dataclass(frozen=True, slots=True)

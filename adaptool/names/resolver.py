@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from adaptool.names.diffusion_checkpoints import DiffusionNames
 from adaptool.names.fusions import (
     PER_HEAD,
     PER_HEAD_NAMES,
@@ -33,6 +34,12 @@ PREFIXES = (
     "module.",
     "_orig_mod.",
     "model.model.",
+    "model.diffusion_model.",
+)
+# Models of a diffusion pipeline, as an adapter for several of them names them.
+COMPONENTS = frozenset(
+    {"unet", "transformer", "transformer_2", "prior", "text_encoder", "text_encoder_2"}
+    | {"text_encoder_3"}
 )
 # Where a multimodal model keeps its text model, whose own tensors begin with `model.`.
 TEXT_MODELS = ("model.language_model.", "model.text_model.")
@@ -91,6 +98,7 @@ class Resolver:
         self._names = frozenset(names)
         self._types = tuple(model_types)
         self._index = CheckpointNames(self._names, self._types)
+        self._diffusion = DiffusionNames(self._names)
         self._by_tail: dict[str, list[str]] | None = None
 
     def resolve(self, parameter: str, fits: Fits) -> Resolution | None:
@@ -98,11 +106,36 @@ class Resolver:
 
         `fits` says whether a tensor's shape could take the parameter: the last rule needs it.
         """
+        # An encoder's prefix is no part of a name that older releases wrote otherwise.
+        first = self._plain if parameter.startswith("text_encoder") else self._by_rules
+        return (
+            self._published(parameter)
+            or first(parameter)
+            or self._in_component(parameter, fits)
+            or self._by_suffix(parameter, fits)
+        )
+
+    def _by_rules(self, parameter: str) -> Resolution | None:
         for rule in (self._plain, self._renamed, self._stacked, self._fused):
             found = rule(parameter)
             if found is not None:
                 return found
-        return self._by_suffix(parameter, fits)
+        return None
+
+    def _in_component(self, parameter: str, fits: Fits) -> Resolution | None:
+        """The base is one component of the pipeline that the adapter is for.
+
+        Encoders of a pipeline have the same names: shapes tell which of them the base is.
+        """
+        component, _, rest = parameter.partition(".")
+        if component not in COMPONENTS:
+            return None
+        found = self._published(rest) or self._by_rules(rest)
+        if found is None or (
+            found.how in (How.EXACT, How.PREFIX) and not fits(found.placements[0].tensor)
+        ):
+            return None
+        return found
 
     def nearest(self, parameter: str) -> tuple[str, ...]:
         """Up to three names that look most like `parameter`."""
@@ -110,6 +143,11 @@ class Resolver:
         pool = [name for name in self._names if name.rsplit(".", 2)[-2:] == tail]
         pool = sorted(pool or self._names)[:5000]
         return tuple(difflib.get_close_matches(parameter, pool, n=3, cutoff=0.4))
+
+    def _published(self, parameter: str) -> Resolution | None:
+        """First, because a published checkpoint may have another module under the same name."""
+        placements = self._diffusion.placements(parameter)
+        return Resolution(How.RENAME, placements) if placements else None
 
     def _plain(self, parameter: str) -> Resolution | None:
         for name in (parameter, *self._siblings(parameter)):

@@ -16,6 +16,7 @@ from adaptool.store.adapter_files import (
     WEIGHTS_FILE,
     AdapterFiles,
     open_adapter,
+    whole_file,
 )
 from adaptool.store.checkpoint import Checkpoint, open_checkpoint
 from adaptool.store.local import LocalSource
@@ -47,6 +48,8 @@ def require(path: Path) -> None:
 
 def _in_directory(path: Path) -> AdapterFiles | Checkpoint:
     if any(os.path.lexists(path / name) for name in (CONFIG_FILE, WEIGHTS_FILE, PICKLE_FILE)):
+        return open_adapter(path)
+    if whole_file(path) is not None:
         return open_adapter(path)
     try:
         opened = open_checkpoint(path)

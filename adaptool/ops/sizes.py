@@ -122,5 +122,5 @@ def _unfolded(parts: Sequence[Part], axis: int, count: int) -> int:
     """The size of an axis of which the parts leave `count` elements."""
     for part in reversed(parts):
         if part.axis == axis and not part.dropped:
-            count = sum(part.sizes) if part.sizes else count * part.count
+            count = sum(part.sizes) if part.sizes else count * part.count // part.width
     return count

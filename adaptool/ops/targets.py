@@ -252,7 +252,7 @@ def part_of_axis(parts: Sequence[Part], axis: int, size: int) -> Span | None:
             span = Span(span.start + part.index, span.length // part.count, step=part.count)
         else:
             length = span.length // part.count
-            span = Span(span.start + part.index * length, length)
+            span = Span(span.start + part.index * length, length * part.width)
     return span
 
 

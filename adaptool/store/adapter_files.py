@@ -12,13 +12,20 @@ from typing import Any, Self
 from adaptool.errors import InputError, UsageError
 from adaptool.findings import Code, Finding
 from adaptool.store.documents import parse_json_object, read_json_object
+from adaptool.store.gguf import is_gguf, read_gguf
 from adaptool.store.header import Header, read_header
 from adaptool.store.local import LocalSource
+from adaptool.store.stranger_packages import refuse_stranger
 from adaptool.store.tensors import TensorRef
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
+MLX_FILE = "adapters.safetensors"
+DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+# Weights in a directory that are all of an adapter: what they are scaled by stands in them.
+WHOLE_FILES = (DIFFUSERS_FILE, "lora.safetensors", "adapter.safetensors", MLX_FILE)
+SAFETENSORS, GGUF = "safetensors", "gguf"
 METADATA_KEYS = ("adapter_config", "lora_adapter_metadata")
 LARGEST_CONFIG = 16 * 1024 * 1024
 # What an adapter may bring along that belongs to the model: these win over the base's.
@@ -46,6 +53,8 @@ class AdapterFiles:
 
     `config` is adapter_config.json or the config kept in the file's metadata, None where neither
     is there; `config_file` says which file it came from; `companions` are tokenizer files.
+    `container` is what the tensors lie in; the metadata of a GGUF file are its key-value pairs,
+    numbers as JSON.
     """
 
     name: str
@@ -56,6 +65,7 @@ class AdapterFiles:
     config_file: str
     config_path: Path | None
     companions: tuple[Path, ...]
+    container: str = SAFETENSORS
 
     @property
     def tensors(self) -> Mapping[str, TensorRef]:
@@ -84,18 +94,36 @@ class AdapterFiles:
 
 
 def open_adapter(path: Path) -> AdapterFiles:
-    """Open a PEFT directory or a single safetensors file; reads the header and the config only."""
+    """Open a directory or a single file; reads the header and the config only."""
     if path.is_dir():
-        return _open_directory(path)
+        whole = whole_file(path)
+        if whole is None:
+            return _open_directory(path)
+        path = whole
     source = LocalSource(path)
     try:
-        header = read_header(source)
-        config, config_path = _config_of_file(path, header)
+        packed = is_gguf(source)
+        header = read_gguf(source).header if packed else read_header(source)
+        config, config_path = (None, None) if packed else _config_of_file(path, header)
     except BaseException:
         source.close()
         raise
     name = str(config_path) if config_path is not None else str(path)
-    return AdapterFiles(str(path), path, source, header, config, name, config_path, ())
+    container = GGUF if packed else SAFETENSORS
+    return AdapterFiles(str(path), path, source, header, config, name, config_path, (), container)
+
+
+def whole_file(path: Path) -> Path | None:
+    """The weights in the directory that need no PEFT config beside them; PEFT's win over them.
+
+    MismatchError where the directory is of a kind that is not read.
+    """
+    if (path / WEIGHTS_FILE).exists() or (path / PICKLE_FILE).exists():
+        return None
+    refuse_stranger(path)
+    named = (path / name for name in WHOLE_FILES if (path / name).is_file())
+    packed = sorted(path.glob("*.gguf"))
+    return next(named, packed[0] if len(packed) == 1 else None)
 
 
 def _open_directory(path: Path) -> AdapterFiles:

@@ -25,6 +25,8 @@ _FOREIGN = (
     (b"\x28\xb5\x2f\xfd", "zstd-compressed"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
 )
+# A flatbuffer's identifier. Source: onnxruntime, core/flatbuffers/schema/adapter_schema.fbs.
+_FLATBUFFER_ID, _ONNX_ADAPTER = slice(4, 8), b"TORT"
 # protobuf: ir_version (field 1), then producer_name (field 2) as text. Source: onnx.proto.
 _ONNX = re.compile(rb"\x08[\x01-\x20]\x12[\x01-\x40][ -~]{3}")
 _LFS_SIZE = re.compile(rb"^size (\d{1,19})$", re.MULTILINE)
@@ -86,6 +88,9 @@ def _binary(head: bytes) -> Foreign | None:
     for magic, what in _FOREIGN:
         if head.startswith(magic):
             return Foreign(Code.FOREIGN_FORMAT, f"is {what}, not a safetensors file")
+    if head[_FLATBUFFER_ID] == _ONNX_ADAPTER:
+        message = "is an ONNX Runtime adapter (.onnx_adapter), whose names are a graph's inputs"
+        return Foreign(Code.FOREIGN_FORMAT, message, "convert the adapter that it was made of")
     if _ONNX.match(head):
         return Foreign(Code.FOREIGN_FORMAT, "is an ONNX model, not a safetensors file")
     return None

@@ -24,7 +24,7 @@ from adaptool.store.safe_names import check_relative, printable
 
 CHILD = "adaptool.engine.unpickle"
 OLDEST_TORCH = (2, 10)  # CVE-2026-24747: weights_only could be broken before
-SUFFIXES = (".bin", ".pt", ".pth")
+SUFFIXES = (".bin", ".pt", ".pth", ".lora")
 RENAMED = {"adapter_model.bin": "adapter_model.safetensors"}
 INDEX = "pytorch_model.bin.index.json"
 LARGEST_INDEX = 64 * 1024 * 1024

@@ -8,9 +8,9 @@
             staging.put("adaptool.json", receipt)
         staging.commit()
 
-Leaving the block without `commit`, OUT is as it was. What a full disk, a signal or a kill
-interrupts stays staged, and the same plan takes it up again; any other error would come back, so
-its staging directory is removed.
+Leaving the block without `commit`, OUT is as it was. What a full disk, a lost connection, a signal
+or a kill interrupts stays staged, and the same plan takes it up again; any other error would come
+back, so its staging directory is removed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from adaptool.errors import (
     InternalError,
     Interrupted,
     OutputError,
+    RemoteError,
     ResourceError,
 )
 from adaptool.findings import Code, Finding, Severity
@@ -40,7 +41,7 @@ from adaptool.store.publish import plan_moves, publish, settle, weaker_promise
 from adaptool.store.safe_names import check_relative, printable
 from adaptool.store.sink import FileSink
 
-_RESUMABLE = (OutputError, Interrupted, ResourceError)
+_RESUMABLE = (OutputError, Interrupted, ResourceError, RemoteError)
 
 
 class Staging:

@@ -38,12 +38,19 @@ def row(name: str) -> tuple[str, ...]:
     return (
         f"{declared.title} (`{name}`)",
         _carrier(declared),
-        "replaces" if isinstance(tuner, Carrying) else MERGED[declared.tile],
+        "replaces" if isinstance(tuner, Carrying) else _merged(declared),
         UNMERGED[declared.invertible],
         _cell(declared, possible=name in PLAIN or has_factors(delta)),
         _cell(declared, possible=summed),
         GIVEN if declared.init else _cell(declared, possible=summed),
     )
+
+
+def _merged(declared: Declaration) -> str:
+    """How a base tensor passes: where all of it is needed, held or only read before."""
+    if declared.tile == "whole" and not declared.workspace:
+        return "in two passes"
+    return MERGED[declared.tile]
 
 
 def _carrier(declared: Declaration) -> str:

@@ -83,10 +83,8 @@ def test_rows_lie_where_the_single_file_loader_puts_them(name: str) -> None:
 
 
 def _absent_in_sd3(original: str) -> bool:
-    return (
-        (original.startswith("joint_blocks.1.context_block.")
-        and ".attn.proj" in original)
-        or (original.startswith("joint_blocks.1.context_block.mlp"))
+    return (original.startswith("joint_blocks.1.context_block.") and ".attn.proj" in original) or (
+        original.startswith("joint_blocks.1.context_block.mlp")
     )
 
 
