@@ -17,8 +17,11 @@ from shutil import copytree
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel, PeftType, get_peft_model
+from peft.tuners.frod.layer import Linear as FrodLinear
+from peft.utils.other import transpose
 from torch import nn
 
 from adaptool.engine.write import write_model
@@ -130,6 +133,18 @@ def cases() -> tuple[Case, ...]:
     )
 
 
+def every_case(*, fast: int = 1, elsewhere: bool = True) -> pytest.MarkDecorator:
+    """Parametrizes `case`: the first `fast` examples of each tuner always, the others as slow.
+
+    `elsewhere`: also those that PEFT has no tuner for.
+    """
+    chosen = [case for case in cases() if elsewhere or case.example.truth != "elsewhere"]
+    marks = {case: () if case.place < fast else (pytest.mark.slow,) for case in chosen}
+    return pytest.mark.parametrize(
+        "case", [pytest.param(case, id=case.name, marks=marks[case]) for case in chosen]
+    )
+
+
 def strangers() -> set[str]:
     """Files of examples whose tuner does not exist."""
     return {entry.name for entry in pkgutil.iter_modules([str(FOLDER)])} - set(tuners())
@@ -193,7 +208,8 @@ def mended() -> Iterator[None]:
     """What PEFT fails without.
 
     torch 2.13 cannot make the product of its strided factors of an effective LoKr kernel, and
-    BOFT's butterflies need a CUDA extension.
+    BOFT's butterflies need a CUDA extension. FRoD makes its U, when it loads, with a basis made
+    anew, not with the one in the file; where eigenvalues coincide that is another one.
     """
     kron = torch.kron
 
@@ -201,9 +217,17 @@ def mended() -> Iterator[None]:
         parts = (part.flatten().clone().view(part.shape) for part in (left, right))
         return kron(*parts)
 
+    def of_its_basis(layer: FrodLinear, adapter: str) -> torch.Tensor:
+        weight = transpose(layer.get_base_layer().weight, layer.fan_in_fan_out)
+        basis = layer.frod_V[adapter]
+        layer.frod_U[adapter], _ = layer._calculate_frod_u_and_lambda(basis, weight)  # noqa: SLF001
+        return frod_delta(layer, adapter)
+
+    frod_delta = FrodLinear.get_delta_weight
     with (
         mock.patch("torch.kron", of_copies),
         mock.patch("peft.tuners.boft.layer._FBD_CUDA", BlockDiagonals()),
+        mock.patch.object(FrodLinear, "get_delta_weight", of_its_basis),
     ):
         yield
 

@@ -8,17 +8,14 @@ import pytest
 import torch
 from peft import PeftModel
 
+import tuner_cases
 from golden_cases import Tensors, load, quietly, tensors_of
 from rounding import nearest, steps
 from tiny_models import inputs_for
-from tuner_cases import Case, Pair, cases, make, mended, peft_merged
+from tuner_cases import Case, Pair, make, mended, peft_merged
 
 RELATIVE = 2e-5
-every_case = pytest.mark.parametrize(
-    "case",
-    [case for case in cases() if case.example.truth != "elsewhere"],
-    ids=lambda case: case.name,
-)
+every_case = tuner_cases.every_case(fast=2, elsewhere=False)
 
 
 def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -9,14 +9,15 @@ import torch
 from safetensors.torch import load_file
 
 import adaptool
+import tuner_cases
 from adaptool.errors import AdaptoolError
 from adaptool.layouts import decode
 from adaptool.ops.plain_lora import PLAIN, is_expressible
 from adaptool.store.adapter_files import open_adapter
 from golden_cases import Tensors, tensors_of
-from tuner_cases import Case, Pair, cases, make
+from tuner_cases import Case, Pair, make
 
-every_case = pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+every_case = tuner_cases.every_case()
 WEIGHTS = "adapter_model.safetensors"
 # Codes of what cannot be expressed, or not without a base's sizes.
 REFUSALS = {"not-low-rank", "init-changed-base", "unsupported", "adapter-size-unknown"}

@@ -9,7 +9,7 @@ import pytest
 import adaptool
 from adaptool.errors import AdaptoolError
 from golden_cases import tensors_of
-from tuner_cases import Case, Pair, cases, make
+from tuner_cases import Case, Pair, every_case, make
 
 # A delta of a bias is no LoRA of a weight; an initialisation that changed W has its own way.
 REFUSALS = {"unsupported", "init-changed-base", "not-low-rank"}
@@ -17,7 +17,7 @@ REFUSALS = {"unsupported", "init-changed-base", "not-low-rank"}
 RANK = 1 << 20
 
 
-@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+@every_case()
 def test_at_full_rank_it_merges_to_the_same_model_or_is_refused(
     case: Case, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -35,7 +35,7 @@ def test_at_full_rank_it_merges_to_the_same_model_or_is_refused(
     _check(pair, out, tmp_path)
 
 
-@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+@every_case()
 def test_summed_with_nothing_it_is_itself_or_is_refused(
     case: Case, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

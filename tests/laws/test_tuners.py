@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import tuner_cases
 from adaptool.engine.factors import load
 from adaptool.errors import InputError
 from adaptool.layouts import decode
@@ -22,9 +23,9 @@ from adaptool.store.adapter_files import open_adapter
 from adaptool.store.checkpoint import open_checkpoint
 from adaptool.tuners import tuners
 from golden_cases import Tensors, tensors_of
-from tuner_cases import Case, Pair, cases, examples, make, strangers
+from tuner_cases import Case, Pair, examples, make, strangers
 
-every_case = pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+every_case = tuner_cases.every_case()
 every_tuner = pytest.mark.parametrize("tuner", tuners())
 
 
