@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import os
 import pkgutil
@@ -38,6 +39,18 @@ class CommandFolder(click.Group):
         module = import_module(f"{commands.__name__}.{cmd_name}")
         command: click.Command = module.command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, but that a mistyped command gets the nearest one named."""
+        known = self.list_commands(ctx)
+        if args and not args[0].startswith("-") and args[0] not in known:
+            near = difflib.get_close_matches(args[0], known, n=1)
+            also = f"; did you mean {near[0]}?" if near else ""
+            message = f"no such command: {args[0]!r}{also}"
+            raise click.UsageError(message, ctx)
+        return super().resolve_command(ctx, args)
 
 
 group = CommandFolder(

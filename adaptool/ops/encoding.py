@@ -41,7 +41,11 @@ def encoded(
     ]
     if refused:
         raise gathered(refused)
-    return target.encode(_without(adapter, frozenset(dropped)), destination), dropped
+    kept = _without(adapter, frozenset(dropped))
+    if not kept.deltas and not kept.replaced:
+        message = f"{layout} can hold none of its {len(adapter.deltas)} modules"
+        raise MismatchError(message, code=Code.LAYOUT_CANNOT_HOLD, file=adapter.name)
+    return target.encode(kept, destination), dropped
 
 
 def _refusal(adapter: Adapter, layout: str, loss: Loss, lost: Sequence[str]) -> AdaptoolError:

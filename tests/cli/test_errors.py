@@ -51,7 +51,7 @@ def test_error_as_json_has_the_contracts_keys() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["bogus"], "No such command 'bogus'"),
+        (["bogus"], "no such command: 'bogus'"),
         (["merge", "--bogus"], "--bogus"),
         (["merge", BASE], "ADAPTER"),
         (["merge", BASE, ADAPTER, "out", "--weight", "heavy"], "no finite number"),
@@ -282,3 +282,11 @@ def test_full_disk_behind_stdout_is_exit_5(arguments: list[str | Path]) -> None:
     assert "Traceback" not in err
     if "--json" not in arguments:
         assert f"standard output: could not be written: {os.strerror(errno.ENOSPC)}" in err
+
+
+def test_a_mistyped_command_gets_the_nearest_one_named() -> None:
+    """Exit 2; a word that is like none gets no guess."""
+    near = run("murge", "a", "b")
+    assert (near.code, "did you mean merge?" in near.err) == (2, True)
+    far = run("frobnicate")
+    assert (far.code, "did you mean" in far.err) == (2, False)
