@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SPARE_BYTES = 16 * 1024**3
 SECONDS = 120
 BYTES_A_SECOND = 20 * 1024 * 1024
+# LitGPT wraps the state dict.
+_WRAPPER = "model"
 
 
 def main(source: Path, target: Path) -> int:
@@ -57,6 +59,8 @@ def _load(source: Path) -> dict[str, torch.Tensor]:
         # torch's own text advises to switch the safety off; it is not passed on.
         message = "is no state dict that can be loaded safely"
         raise InputError(message, code=Code.PICKLE_FILE) from None
+    if isinstance(found, dict) and list(found) == [_WRAPPER] and isinstance(found[_WRAPPER], dict):
+        found = found[_WRAPPER]
     if not isinstance(found, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in found.items()
     ):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from adaptool.engine.arithmetic import check_device
-from adaptool.engine.outlets import FileOutlet
+from adaptool.engine.besides import Besides
+from adaptool.engine.outlets import FileOutlet, Outlet
 from adaptool.engine.retention import lost_deltas
 from adaptool.engine.run import Outcome, Progress, run
 from adaptool.engine.tiles import TILE_ELEMENTS
@@ -45,33 +47,47 @@ def write_model(
     disk: Disk | None = None,
     tile_elements: int = TILE_ELEMENTS,
     single_file: bool = False,
+    besides: Besides | None = None,
 ) -> Written:
     """Write the plan's output to `out`, whole or not at all.
 
     With `single_file`, `out` is the plan's one file: no document and no receipt lies beside it.
+
+    `besides` sees what is written and adds files of its own.
 
     OutputError and what else goes wrong leave `out` as it was; an interrupted run stays staged
     and is taken up by the same command.
     """
     check_device(machine)
     kept = disk or Disk()
-    with Staging.open(
-        out, plan.digest(), kept, overwrite=overwrite, single_file=single_file
-    ) as staging:
-        outcome = _fill(plan, staging, machine, progress, tile_elements)
+    with ExitStack() as stack:
+        opening = Staging.open(
+            out, plan.digest(), kept, overwrite=overwrite, single_file=single_file
+        )
+        staging = stack.enter_context(opening)
+        if besides is not None:
+            stack.callback(besides.close)
+        outcome = _fill(plan, staging, machine, progress, tile_elements, besides)
+        more = besides.finish(staging) if besides is not None else ()
         lost = lost_deltas(plan, outcome.stats)
         if not single_file:
-            _put_documents(staging, plan, command, outcome, checksum=checksum)
+            _put_documents(staging, plan, command, outcome, more, checksum=checksum)
         _check_unchanged(plan)
         staging.commit()
         return Written(outcome, (*staging.findings, *lost))
 
 
 def _put_documents(
-    staging: Staging, plan: Plan, command: str, outcome: Outcome, *, checksum: bool
+    staging: Staging,
+    plan: Plan,
+    command: str,
+    outcome: Outcome,
+    more: Sequence[OutputEntry],
+    *,
+    checksum: bool,
 ) -> None:
     """The small files, the checksums where asked for, and the receipt of all."""
-    outputs = [_document(staging, document) for document in plan.documents]
+    outputs = [*more, *(_document(staging, document) for document in plan.documents)]
     outputs += [OutputEntry(file.name, file.size) for file in plan.files]
     outputs.sort(key=lambda entry: entry.name)
     if checksum:
@@ -102,6 +118,7 @@ def _fill(
     machine: Machine,
     progress: Progress | None,
     tile_elements: int,
+    besides: Besides | None,
 ) -> Outcome:
     """All weights files: headers, then every seat; each is made durable behind the work."""
     sinks: dict[str, FileSink] = {}
@@ -114,13 +131,16 @@ def _fill(
         def finish(name: str) -> None:
             finishing.append(finisher.submit(staging.finished, sinks[name]))
 
-        outlet = FileOutlet(sinks, finish)
+        files = FileOutlet(sinks, finish)
         for file in plan.files:
             sinks[file.name] = staging.sink(file.name, file.size)
             sinks[file.name].write(0, memoryview(file.header))
             seats = seated[file.name]
             _fill_gaps(sinks[file.name], len(file.header), seats)
-            outlet.expect(file.name, sum(row.length for row in seats))
+            files.expect(file.name, sum(row.length for row in seats))
+        outlet: Outlet = files
+        if besides is not None:
+            outlet = besides.outlet(files, sinks, staging.placement.partial)
         outcome = run(plan, outlet, machine, progress=progress, tile_elements=tile_elements)
         for future in finishing:
             future.result()

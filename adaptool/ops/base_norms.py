@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from adaptool.errors import AdaptoolError, Interrupted
 from adaptool.findings import Code, Finding, Severity
@@ -30,7 +31,7 @@ def base_norms(
     no norms at all, and a finding says why.
     """
     try:
-        drafts = _with_deltas(adapter, base)
+        drafts = with_deltas(base, [(adapter, 1.0)])
     except Interrupted:
         raise
     except AdaptoolError as error:
@@ -44,15 +45,23 @@ def base_norms(
     return {parameter: math.sqrt(squares) for parameter, squares in found.items()}, ()
 
 
-def _with_deltas(adapter: Adapter, base: Checkpoint) -> Drafts:
+def with_deltas(base: Checkpoint, summands: Sequence[tuple[Adapter, float]]) -> Drafts:
+    """The base's tensors with what each weighted adapter adds to them, as a merge would.
+
+    Modules that the base lacks are left out; MismatchError where others do not fit.
+    """
     drafts = opened_drafts(base)
-    if adapter.layer_replication:
-        drafts = replication.replicated(drafts, adapter.layer_replication)
+    ranges = next((adapter.layer_replication for adapter, _ in summands), ())
+    if ranges:
+        drafts = replication.replicated(drafts, ranges)
     pair = ties.tied_pair(drafts, base.config)
     if pair is not None:
         ties.add_head(drafts, pair)
     permissions = Permissions(skip_unmatched=True, allow_drop=())
-    Contribution(0, adapter, 1.0, drafts, config=base.config, permissions=permissions).add()
+    for place, (adapter, weight) in enumerate(summands):
+        Contribution(
+            place, adapter, weight, drafts, config=base.config, permissions=permissions
+        ).add()
     return drafts
 
 

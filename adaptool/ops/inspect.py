@@ -18,6 +18,7 @@ from adaptool.model.values import Scan, ValueReader
 from adaptool.ops import ties
 from adaptool.ops.artifact import open_artifact
 from adaptool.ops.base_norms import base_norms
+from adaptool.ops.base_reading import reading_with
 from adaptool.ops.drafts import drafts_of
 from adaptool.ops.similarity import similarity
 from adaptool.ops.value_checks import (
@@ -80,7 +81,7 @@ def _summary(
     """The summary, and the adapter where it is one."""
     if isinstance(opened, Checkpoint):
         return _checkpoint_summary(opened, path, values), None
-    adapter = decode(opened)
+    adapter = decode(opened, reading_with(base))
     return _adapter_summary(opened, adapter, values, base), adapter
 
 
@@ -98,7 +99,7 @@ def _adapter_summary(
     return AdapterSummary(
         path=files.name,
         layout=adapter.layout,
-        tuners=dict(sorted(Counter(row.tuner for row in modules).items())),
+        tuners=_tuner_counts(modules, adapter),
         base=adapter.base,
         parameters=parameters,
         bytes=files.source.size,
@@ -117,6 +118,14 @@ def _adapter_summary(
             *(untrained_findings(adapter.deltas, seen) if seen else ()),
         ),
     )
+
+
+def _tuner_counts(modules: Sequence[ModuleRow], adapter: Adapter) -> dict[str, int]:
+    """Modules by tuner, those that come whole included where a tuner trained them so."""
+    whole = {(item.tuner, item.parameter.rpartition(".")[0]) for item in adapter.replaced}
+    counts = Counter(row.tuner for row in modules)
+    counts.update(tuner for tuner, _ in whole if tuner)
+    return dict(sorted(counts.items()))
 
 
 def _module_rows(
@@ -150,7 +159,7 @@ def _module_row(
         rank=terms.rank,
         scaling=terms.scaling,
         shape=(terms.experts, *shape) if terms.experts else shape,
-        parameters=sum(delta.parameters for delta in group),
+        parameters=sum(_trained_of(delta) for delta in group),
         saving=_saving(main),
         norm=spectrum.norm if spectrum else None,
         effective_rank=spectrum.effective_rank if spectrum else None,
@@ -165,14 +174,24 @@ def _saving(delta: Delta) -> float | None:
     terms = delta.terms
     if not terms.rank or not terms.sized:
         return None
-    return terms.out * terms.inner * (terms.experts or 1) / delta.parameters
+    return terms.out * terms.inner * (terms.experts or 1) / max(1, _trained_of(delta))
 
 
 def _trained(adapter: Adapter) -> int:
     """Elements that training made: copies of the base, which PEFT may save along, are not."""
     replaced = (item.value.elements for item in adapter.replaced if not item.copied_base)
-    own = sum(delta.parameters for delta in adapter.deltas)
+    own = sum(_trained_of(delta) for delta in adapter.deltas)
     return own + _in_common(adapter) + sum(replaced)
+
+
+def _trained_of(delta: Delta) -> int:
+    """Elements of the module's own that training made: no indices, no random projections."""
+    declared = tuners()[delta.tuner].DECLARATION
+    return sum(
+        ref.elements
+        for role, ref in delta.roles.items()
+        if role not in delta.shared and declared.is_trained(role)
+    )
 
 
 def _in_common(adapter: Adapter) -> int:
@@ -183,7 +202,7 @@ def _in_common(adapter: Adapter) -> int:
         for role, ref in delta.roles.items():
             if role not in delta.shared:
                 own.add(ref.name)
-            elif role not in declared.frozen | declared.indices:
+            elif declared.is_trained(role):
                 shared[ref.name] = ref.elements
     return sum(elements for name, elements in shared.items() if name not in own)
 

@@ -16,6 +16,7 @@ from adaptool.model.options import MergeOptions
 from adaptool.model.plan import Plan
 from adaptool.model.values import ValueReader
 from adaptool.ops.artifact import open_artifact, require
+from adaptool.ops.base_reading import reading_with
 from adaptool.ops.merge import Part, plan_merge
 from adaptool.ops.value_checks import (
     checkpoint_findings,
@@ -100,12 +101,13 @@ def _check_adapter(
     base: Path | None,
     values: ValueReader | None,
 ) -> Candidate:
-    adapter = found.attempt(lambda: decode(files))
-    plan, checkpoint = None, None
+    plan, checkpoint, of_base = None, None, _Found()
     if base is not None:
-        checkpoint = found.attempt(lambda: stack.enter_context(open_checkpoint(base)))
-        if checkpoint is not None and adapter is not None:
-            plan = found.attempt(lambda: _planned(checkpoint, files, adapter))
+        checkpoint = of_base.attempt(lambda: stack.enter_context(open_checkpoint(base)))
+    adapter = found.attempt(lambda: decode(files, reading_with(checkpoint)))
+    found.findings += of_base.findings
+    if checkpoint is not None and adapter is not None:
+        plan = found.attempt(lambda: _planned(checkpoint, files, adapter))
     if plan is not None:
         found.findings += plan.findings
     else:

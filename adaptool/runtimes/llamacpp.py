@@ -16,8 +16,8 @@ from adaptool.runtimes import checks
 from adaptool.runtimes.rules import MERGE, Candidate, Problem, Rule, Runtime, Verdict, only
 
 _NORM = re.compile(r"_layernorm|\.norm|_norm\.")
-_TO_GGUF = "adaptool convert ADAPTER OUT --to gguf"
-_AS_LORA = "adaptool convert ADAPTER OUT --to gguf --as lora"
+_TO_GGUF = "adaptool convert ADAPTER OUT --to gguf --base BASE"
+_AS_LORA = "adaptool convert ADAPTER OUT --to gguf --base BASE --as lora"
 _PEFT = frozenset({"peft"})
 
 
