@@ -14,7 +14,7 @@ from adaptool.layouts.strangers import refuse_stranger
 from adaptool.model.adapter import Adapter
 from adaptool.model.encoding import Destination, Encoded, Loss
 from adaptool.model.reading import AS_IT_STANDS, Reading
-from adaptool.store.adapter_files import AdapterFiles
+from adaptool.store.adapter_files import GGUF, AdapterFiles
 
 MOST_NAMES = 20
 
@@ -114,6 +114,10 @@ _LOOKS = (
 
 def _refuse_unclaimed(files: AdapterFiles) -> None:
     names = list(files.tensors)
+    if files.container == GGUF:
+        message = f"a GGUF file whose {len(names)} tensors are no LoRA's"
+        hint = "only GGUF adapters are read, not models; llama.cpp makes them of LoRAs"
+        raise InputError(message, code=Code.FOREIGN_FORMAT, file=files.source.name, hint=hint)
     if not names:
         message = "no tensors, so no adapter"
         raise InputError(message, code=Code.NO_ADAPTER_TENSORS, file=files.source.name)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from adaptool.errors import AdaptoolError, MismatchError, gathered
+from adaptool.errors import AdaptoolError, MismatchError, UsageError, gathered
 from adaptool.findings import Code
 from adaptool.layouts import writable
 from adaptool.model.adapter import Adapter, Delta, Replaced
@@ -15,7 +15,8 @@ from adaptool.model.derived import leaves
 from adaptool.model.encoding import Destination, Encoded, Loss
 from adaptool.store.tensors import TensorRef
 
-SINGLE_FILES = frozenset({".safetensors", ".st", ".sft", ".gguf"})
+GGUF_SUFFIX = ".gguf"
+SINGLE_FILES = frozenset({".safetensors", ".st", ".sft", GGUF_SUFFIX})
 
 
 def single_file(out: Path) -> bool:
@@ -30,6 +31,7 @@ def encoded(
 
     MismatchError (exit 4) lists what the layout cannot hold and `allow_drop` does not name.
     """
+    _check_suffix(layout, destination)
     target = writable()[layout]
     losses = target.losses(adapter)
     dropped = tuple(name for loss in losses for name in loss.tensors)
@@ -46,6 +48,16 @@ def encoded(
         message = f"{layout} can hold none of its {len(adapter.deltas)} modules"
         raise MismatchError(message, code=Code.LAYOUT_CANNOT_HOLD, file=adapter.name)
     return target.encode(kept, destination), dropped
+
+
+def _check_suffix(layout: str, destination: Destination) -> None:
+    """UsageError where the file's name says another container than the layout's."""
+    named = (destination.file or "").lower().endswith(GGUF_SUFFIX)
+    if destination.file is None or named == (layout == "gguf"):
+        return
+    wanted = GGUF_SUFFIX if layout == "gguf" else ".safetensors"
+    message = f"{layout} is written to a {wanted} file"
+    raise UsageError(message, code=Code.USAGE, file=destination.file)
 
 
 def _refusal(adapter: Adapter, layout: str, loss: Loss, lost: Sequence[str]) -> AdaptoolError:

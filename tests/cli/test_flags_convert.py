@@ -164,3 +164,11 @@ def test_convert_expert_packing(adaptool: Adaptool, tmp_path: Path) -> None:
             packing,
             code=code,
         )
+
+
+def test_convert_to_a_file_of_another_kind_is_exit_2(adaptool: Adaptool, tmp_path: Path) -> None:
+    """A .gguf file holds GGUF, and GGUF goes into no other file."""
+    for name, layout in (("x.gguf", "peft"), ("x.safetensors", "gguf")):
+        adaptool("convert", ADAPTER, tmp_path / name, "--to", layout, "--base", BASE, code=2)
+    adaptool("convert", ADAPTER, tmp_path / "y.gguf", "--to", "gguf", "--base", BASE)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["y.gguf"]
