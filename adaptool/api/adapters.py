@@ -8,18 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from adaptool.api.door import Door, Progress
-from adaptool.api.writing import Sources, Writing, open_one
+from adaptool.api.on_base import OnBase
+from adaptool.api.writing import Opened, Writing
 from adaptool.engine.algebra import FactorAlgebra
 from adaptool.model.adapter import Adapter
 from adaptool.model.adapter_results import ConvertResult, ResizeResult
 from adaptool.model.convert_options import ConvertOptions
 from adaptool.model.options import ExpertPacking, Machine, OutputDtype
-from adaptool.model.reading import BaseNames, Reading
+from adaptool.model.reading import Reading
 from adaptool.model.resize_options import ResizeOptions
-from adaptool.ops.convert import converted
+from adaptool.ops.convert import Converted, converted
 from adaptool.ops.resize import resized
 from adaptool.store.adapter_files import AdapterFiles
-from adaptool.store.checkpoint import open_checkpoint
 from adaptool.store.disk import Disk
 
 
@@ -36,6 +36,7 @@ def resize(
     min_rank: int = 1,
     max_rank: int | None = None,
     dtype: str = "keep",
+    base: Path | str | None = None,
     alpha: float | None = None,
     scale: float | None = None,
     allow_drop: Sequence[str] = (),
@@ -50,7 +51,8 @@ def resize(
     """Another rank for every module: the best approximation of its delta.
 
     Exactly one of `rank`, `energy`, `error`, `ratio` (per module), `budget` (bytes of the file)
-    and `keep` (share of the parameters) decides; `out` defaults to ./NAME-resized.
+    and `keep` (share of the parameters) decides; `out` defaults to ./NAME-resized. With `base`
+    the errors of DoRA modules are of m (W + BA) / |W + BA|; the result is the same.
     """
     options = ResizeOptions(
         rank, energy, error, ratio, budget, keep, min_rank, max_rank, OutputDtype(dtype)
@@ -59,11 +61,14 @@ def resize(
     machine = Machine(device, threads)
     with ExitStack() as stack:
         reading = Reading(tuple(allow_drop), alpha=alpha, scale=scale)
-        read = open_one(Door(stack, allow_pickle), source, reading)
+        door = Door(stack, allow_pickle)
+        read = Opened.at(door, source, reading)
+        beside = OnBase.opened(door, base, machine)
         target = Path(out) if out is not None else _beside(source, read.files, "resized")
-        made = resized(read.adapter, options, FactorAlgebra(machine))
+        made = resized(read.adapter, options, FactorAlgebra(machine), beside.based)
         written = Writing("resize", target, machine, overwrite, dry_run, progress, disk or Disk())
-        plan = written.plan(made.adapter, Sources.of([read]), options.as_json(), allow_drop)
+        given = beside.sources([read], decides=False)
+        plan = written.plan(made.adapter, given, options.as_json(), allow_drop)
         findings = written.write(replace(plan, findings=(*made.adapter.findings, *made.findings)))
     return ResizeResult(
         out=target,
@@ -102,32 +107,35 @@ def convert(
 ) -> ConvertResult:
     """The same adapter in another layout; `as_="lora"` brings other kinds to LoRA form first.
 
-    `to="lora"` is short for `to="peft", as_="lora"`. `base` lends its names (never its weights)
-    where a file's are not enough; `init_adapter` is the adapter before training, where its
-    initialisation changed the base.
+    `to="lora"` is short for `to="peft", as_="lora"`. `base` lends its names where a file's are not
+    enough, and its weights only where LoRA factors are made of a delta that is no product of any
+    (DoRA), for which a `rank` or an `energy` is needed. `init_adapter` is the adapter before
+    training, where its initialisation changed the base.
     """
     options = ConvertOptions.of(to, as_, rank, energy, bake=bake_scale)
     source, machine = Path(adapter), Machine(device, threads)
     with ExitStack() as stack:
         door = Door(stack, allow_pickle)
+        beside = OnBase.opened(door, base, machine)
         reading = Reading(
-            tuple(allow_drop), ExpertPacking(expert_packing), alpha, scale, _names(door, base)
+            tuple(allow_drop), ExpertPacking(expert_packing), alpha, scale, beside.names
         )
-        inputs = [open_one(door, source, reading)]
+        inputs = [Opened.at(door, source, reading)]
         if init_adapter is not None:
-            inputs.append(open_one(door, Path(init_adapter), reading, -1.0))
+            inputs.append(Opened.at(door, Path(init_adapter), reading, -1.0))
         made = converted(
             inputs[0].adapter,
             options,
             FactorAlgebra(machine),
             initial=inputs[1].adapter if init_adapter is not None else None,
+            based=beside.based,
         )
         written = Writing(
             "convert", Path(out), machine, overwrite, dry_run, progress, disk or Disk()
         )
         plan = written.plan(
             made.adapter,
-            Sources.of(inputs),
+            beside.sources(inputs, decides=made.through_base),
             options.as_json(),
             allow_drop,
             options.to,
@@ -143,19 +151,17 @@ def convert(
         module_count=len({delta.module for delta in made.adapter.deltas}),
         carried=tuple(item.parameter for item in made.adapter.replaced),
         bytes=plan.bytes,
-        relative_error=made.relative_error,
+        relative_error=_error(made, beside, dry_run=dry_run),
         findings=findings,
         dry_run=dry_run,
     )
 
 
-def _names(door: Door, base: Path | str | None) -> BaseNames | None:
-    """The base's names, shapes and config; its headers are all that is read."""
-    if base is None:
+def _error(made: Converted, beside: OnBase, *, dry_run: bool) -> float | None:
+    """Of all made factors; what is taken through a base is known only once it is written."""
+    if made.measured is None or (made.through_base and dry_run):
         return None
-    with open_checkpoint(door.path(Path(base))) as checkpoint:
-        shapes = {name: ref.shape for name, ref in checkpoint.tensors.items()}
-        return BaseNames(shapes, checkpoint.config)
+    return beside.measured(made.measured).relative
 
 
 def _beside(source: Path, files: AdapterFiles, what: str) -> Path:

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from adaptool.api.door import Door, Progress
-from adaptool.api.writing import Opened, Sources, Writing, open_one
+from adaptool.api.on_base import OnBase
+from adaptool.api.writing import Opened, Writing
 from adaptool.engine.algebra import FactorAlgebra
 from adaptool.model.adapter_results import CombineResult
 from adaptool.model.algebra import Measured
@@ -26,6 +27,7 @@ def combine(
     weights: Sequence[float] | None = None,
     method: str = "cat",
     rank: int | None = None,
+    base: Path | str | None = None,
     density: float = 1.0,
     majority_sign: str = "total",
     seed: int = 0,
@@ -44,8 +46,9 @@ def combine(
 ) -> CombineResult:
     """One adapter for several: by default (`cat`) their exact weighted sum.
 
-    `weights` default to 1 each, `out` to ./combined. `alpha` and `scale` are, in the order of the
-    adapters, for files that carry no scale.
+    `weights` default to 1 each, `out` to ./combined. `base` is read where deltas are no product
+    of factors (DoRA): their sum in its weights is then factored at `rank`. `alpha` and `scale`
+    are, in the order of the adapters, for files that carry no scale.
     """
     options = CombineOptions(
         weights_for(len(adapters), weights),
@@ -60,7 +63,7 @@ def combine(
     algebra = FactorAlgebra(machine)
     with ExitStack() as stack:
         door = Door(stack, allow_pickle)
-        given = zip(
+        each = zip(
             adapters,
             options.weights,
             _each(alpha, adapters),
@@ -68,18 +71,20 @@ def combine(
             strict=True,
         )
         inputs = [
-            open_one(
+            Opened.at(
                 door,
                 Path(path),
                 Reading(tuple(allow_drop), ExpertPacking(expert_packing), one, other),
                 weight,
             )
-            for path, weight, one, other in given
+            for path, weight, one, other in each
         ]
+        beside = OnBase.opened(door, base, machine)
         target = Path(out) if out is not None else _default(inputs)
-        made = combined([each.adapter for each in inputs], options, algebra)
+        made = combined([each.adapter for each in inputs], options, algebra, beside.based)
         writing = Writing("combine", target, machine, overwrite, dry_run, progress, disk or Disk())
-        plan = writing.plan(made.adapter, Sources.of(inputs), options.as_json(), allow_drop)
+        given = beside.sources(inputs, decides=made.through_base)
+        plan = writing.plan(made.adapter, given, options.as_json(), allow_drop)
         notes = (*(note for each in inputs for note in each.adapter.findings), *made.findings)
         findings = writing.write(replace(plan, findings=notes))
     ranks = [delta.terms.rank for delta in made.adapter.deltas if delta.terms.rank]
@@ -89,7 +94,9 @@ def combine(
         rank_min=min(ranks, default=None),
         rank_max=max(ranks, default=None),
         exact=made.exact,
-        relative_error=0.0 if made.exact else _error(algebra.measured(), dry_run=dry_run),
+        relative_error=0.0
+        if made.exact
+        else _error(beside.measured(algebra.measured()), dry_run=dry_run),
         module_count=len({delta.module for delta in made.adapter.deltas}),
         bytes=plan.bytes,
         findings=findings,
@@ -107,9 +114,8 @@ def _default(inputs: Sequence[Opened]) -> Path:
     return Path("combined.safetensors" if single else "combined")
 
 
-def _error(measured: Measured, *, dry_run: bool) -> float | None:
+def _error(found: Measured, *, dry_run: bool) -> float | None:
     """Of all modules together; None where nothing was computed, or nothing has a norm."""
-    if dry_run or not measured.norm:
+    if dry_run or not found.norm:
         return None
-    found = math.sqrt(measured.error / measured.norm)
-    return found if math.isfinite(found) else None
+    return found.relative if math.isfinite(found.relative) else None

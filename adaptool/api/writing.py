@@ -32,11 +32,11 @@ class Opened:
     adapter: Adapter
     weight: float = 1.0
 
-
-def open_one(door: Door, path: Path, reading: Reading, weight: float = 1.0) -> Opened:
-    """Open and decode the adapter at `path`; it is closed with the door's stack."""
-    files = door.stack.enter_context(open_adapter(door.path(path)))
-    return Opened(files, decode(files, reading), weight)
+    @classmethod
+    def at(cls, door: Door, path: Path, reading: Reading, weight: float = 1.0) -> Self:
+        """Open and decode the adapter at `path`; it is closed with the door's stack."""
+        files = door.stack.enter_context(open_adapter(door.path(path)))
+        return cls(files, decode(files, reading), weight)
 
 
 @dataclass(frozen=True, slots=True)

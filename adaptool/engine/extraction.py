@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from adaptool.engine.algebra import computed
 from adaptool.engine.arithmetic import Arithmetic, arithmetic, torch_dtype
 from adaptool.engine.passes import compare_tensors
+from adaptool.engine.run import forget
 from adaptool.engine.tiles import TILE_ELEMENTS
 from adaptool.errors import InputError
 from adaptool.linalg.streamed import Streamed, leading
@@ -45,10 +46,10 @@ class DifferenceExtractor:
 
     def rank_for(self, difference: Difference, energy: float) -> int:
         """The largest rank that one of its matrices needs."""
-        return max(
-            found.right.shape[0]
-            for found in self._each(difference, lambda *each: self._leading(*each, energy=energy))
-        )
+        found = self._each(difference, lambda *each: self._leading(*each, energy=energy))
+        rank = max(one.right.shape[0] for one in found)
+        _forget(difference)
+        return rank
 
     def factors(self, difference: Difference, rank: int) -> Mapping[str, TensorRef]:
         """B (out, r) and A (r, in) of each matrix, as LoRA stores them."""
@@ -56,6 +57,7 @@ class DifferenceExtractor:
         def make() -> Mapping[str, torch.Tensor]:
             each = partial(self._leading, rank=rank)
             found = list(self._each(difference, each))
+            _forget(difference)
             self._note(difference.name, found)
             pairs = [(one.left, one.right) for one in found]
             if difference.transposed:
@@ -107,6 +109,11 @@ class DifferenceExtractor:
             except InputError as error:
                 error.tensor, error.file = error.tensor or difference.name, difference.tuned.file
                 raise
+
+
+def _forget(difference: Difference) -> None:
+    forget(difference.base.source)
+    forget(difference.tuned.source)
 
 
 def _tiles(difference: Difference, shape: tuple[int, int], first: int) -> Iterator[Tile]:

@@ -29,9 +29,15 @@ class Evidence:
 
 
 class Layout(Protocol):
-    """What a layout's file offers."""
+    """What a layout's file offers.
+
+    `DETECT` and `LOSSY` are for people: by what a file is recognised, and what is lost in writing
+    it ("" where it is only read).
+    """
 
     TITLE: str
+    DETECT: str
+    LOSSY: str
 
     def sniff(self, files: AdapterFiles) -> Evidence:
         """Say which keys this layout can account for; no guess, no error."""

@@ -30,6 +30,8 @@ from adaptool.store.tensors import TensorRef
 __all__ = ["TITLE", "decode", "encode", "losses", "sniff"]
 
 TITLE = "PEFT"
+DETECT = "keys begin with `base_model.model.`; adapter_config.json beside them, or in the metadata"
+LOSSY = "nothing that PEFT has a tuner for; metadata of other trainers"
 
 
 def sniff(files: AdapterFiles) -> Evidence:

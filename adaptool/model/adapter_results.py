@@ -14,7 +14,8 @@ class ResizedModule:
     """One module of a resize.
 
     `relative_error`: |delta - resized| / |delta|; `energy`: the share of the delta's sum of
-    squares that is kept. Both are of the truncation: rounding to a 16-bit dtype comes on top.
+    squares that is kept. Both are of the truncation: rounding to a 16-bit dtype comes on top. For
+    DoRA they are of B A; with a base the error is |f(W) - f'(W)| / |f(W) - W| instead.
     """
 
     module: str
@@ -65,7 +66,8 @@ class ConvertResult:
     """A finished conversion, or with `dry_run` what one would do.
 
     `carried`: tensors that replace the base's, handed on as they are. `relative_error`: of the
-    factors where another kind of adapter was brought to LoRA form, None elsewhere.
+    factors where another kind of adapter was brought to LoRA form, None elsewhere, and in a dry
+    run where it takes the base's weights.
     """
 
     out: Path

@@ -1,4 +1,4 @@
-"""What a reversible merge keeps, decided from headers; and what a run does besides filling seats."""
+"""What a reversible merge keeps, decided from headers and configs alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Restoration:
 
 @dataclass(frozen=True, slots=True)
 class Reversal:
-    """Everything a reversible merge keeps: tensors, documents by role, and what it says of itself."""
+    """What a reversible merge keeps: tensors, documents by role, what it says of itself."""
 
     tensors: tuple[Restoration, ...]
     documents: tuple[tuple[str, Document], ...]

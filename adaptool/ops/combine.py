@@ -6,7 +6,7 @@ biases, token rows) is averaged where all adapters have it and refused where the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from adaptool.combinations import methods
@@ -16,13 +16,15 @@ from adaptool.errors import AdaptoolError, MismatchError, UsageError, gathered
 from adaptool.findings import Code, Finding, Severity
 from adaptool.model.adapter import Adapter, Delta, Form, Terms
 from adaptool.model.algebra import Algebra, Mixture, Weighted
+from adaptool.model.based import Change
 from adaptool.model.combine_options import CombineOptions
 from adaptool.model.derived import scaled, weighted_sum
+from adaptool.ops.based import Based, changes, sized
 from adaptool.ops.combined_config import combined_config, config_notes
 from adaptool.ops.combined_tensors import averaged
 from adaptool.ops.factor_sums import Summand, factor_sum
 from adaptool.ops.low_rank import refuse_changed_base, written_dtype
-from adaptool.ops.plain_lora import is_expressible
+from adaptool.ops.plain_lora import is_thick
 
 # Seconds an element and worker that methods on whole deltas took where they were measured.
 SECONDS_AN_ELEMENT = 3e-7
@@ -39,33 +41,50 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Combined:
-    """The combined adapter; `exact` where nothing but rounding separates it from the sum."""
+    """The combined adapter; `exact` where nothing but rounding separates it from the sum.
+
+    `through_base`: some modules were summed on the base, whose weights then decide the result.
+    """
 
     adapter: Adapter
     exact: bool
     findings: tuple[Finding, ...]
+    through_base: bool
 
 
-def combined(adapters: Sequence[Adapter], options: CombineOptions, algebra: Algebra) -> Combined:
+def combined(
+    adapters: Sequence[Adapter],
+    options: CombineOptions,
+    algebra: Algebra,
+    based: Based | None = None,
+) -> Combined:
     """The combination of `adapters` at `options.weights`.
 
+    With a base, modules where a delta is no product of factors are summed as what they change in
+    its weights, and that is factored; the errors are then the extractor's to tell.
     UsageError for options that the method cannot use; MismatchError (exit 4), carrying every
     other misfit, where the adapters do not fit each other.
     """
     method = _method(options)
     entries = [
-        Entry(adapter, weight, place)
+        Entry(adapter if based is None else sized(adapter, based.base), weight, place)
         for place, (adapter, weight) in enumerate(zip(adapters, options.weights, strict=True))
         if weight != 0
     ]
-    _check(entries)
+    _check(entries, method, based)
     groups = _groups(entries)
+    through_base = _through_base(entries, groups, based)
     exact = method == "cat"
     deltas: list[Delta] = []
     errors: list[AdaptoolError] = []
     for parameter, group in groups.items():
         try:
-            deltas.append(_module(parameter, group, method, options, algebra))
+            change = through_base.get(parameter)
+            if change is not None and based is not None:
+                parts = [part.delta for part in group]
+                deltas.append(based.factored(parts, change, options.dtype, options.rank))
+            elif not all(is_thick(part.delta) for part in group):
+                deltas.append(_module(parameter, group, method, options, algebra))
         except MismatchError as error:
             errors.append(error)
     replaced, contradictions = averaged(entries, set(groups), options.dtype)
@@ -81,9 +100,8 @@ def combined(adapters: Sequence[Adapter], options: CombineOptions, algebra: Alge
         dropped=tuple(sorted({name for entry in entries for name in entry.adapter.dropped})),
         findings=(),
     )
-    return Combined(
-        made, exact, (*config_notes([entry.adapter for entry in entries]), *_notes(method, deltas))
-    )
+    notes = (*config_notes([entry.adapter for entry in entries]), *_notes(method, deltas))
+    return Combined(made, exact, notes, bool(through_base))
 
 
 def _method(options: CombineOptions) -> str:
@@ -104,13 +122,13 @@ def _combine_options(options: CombineOptions) -> Options:
     return Options(options.rank, options.density, Majority(options.majority_sign), options.seed)
 
 
-def _check(entries: Sequence[Entry]) -> None:
+def _check(entries: Sequence[Entry], method: str, based: Based | None) -> None:
     """Every misfit that has nothing to do with one module."""
     errors: list[AdaptoolError] = []
     for entry in entries:
         try:
             refuse_changed_base(entry.adapter, "combining it")
-            _refuse_thick(entry.adapter)
+            _refuse_thick(entry.adapter, method, based)
         except MismatchError as error:
             errors.append(error)
     if len({entry.adapter.layer_replication for entry in entries}) > 1:
@@ -120,17 +138,20 @@ def _check(entries: Sequence[Entry]) -> None:
         raise gathered(errors)
 
 
-def _refuse_thick(adapter: Adapter) -> None:
-    """MismatchError where a delta is no product of thin factors."""
-    thick = [
-        delta for delta in adapter.deltas if delta.tuner != "shift" and not is_expressible(delta)
-    ]
-    if not thick:
+def _refuse_thick(adapter: Adapter, method: str, based: Based | None) -> None:
+    """MismatchError where a delta is no product of thin factors, unless a base helps."""
+    thick = [delta for delta in adapter.deltas if is_thick(delta)]
+    if not thick or (based is not None and method == "svd"):
         return
     kinds = ", ".join(sorted({delta.tuner for delta in thick}))
     why = "DoRA scales whole rows of W + BA" if "dora" in kinds else "their deltas have no factors"
     message = f"{len(thick)} {kinds} modules cannot be summed without the base: {why}"
-    hint = "merge them one after the other (merge --add), or extract a LoRA from each merged model"
+    hint = "--base BASE --rank N takes them through the base"
+    if based is not None:
+        message = f"{len(thick)} {kinds} modules have no factors, which {method} needs"
+        hint = "--rank N is the best sum of that rank"
+        if method != "cat":
+            hint = f"{_CONVERT}, then combine what that writes by {method}"
     raise MismatchError(
         message,
         code=Code.NOT_LOW_RANK,
@@ -138,6 +159,24 @@ def _refuse_thick(adapter: Adapter) -> None:
         tensor=thick[0].parameter,
         hint=hint,
     )
+
+
+_CONVERT = "first: adaptool convert ADAPTER OUT --to lora --base BASE --rank N"
+
+
+def _through_base(
+    entries: Sequence[Entry], groups: Mapping[str, Sequence[Weighted]], based: Based | None
+) -> Mapping[str, Change]:
+    """The modules that only a base can sum, on it."""
+    thick = [
+        parameter
+        for parameter, group in groups.items()
+        if any(is_thick(part.delta) for part in group)
+    ]
+    if based is None or not thick:
+        return {}
+    summands = [(entry.adapter, entry.weight) for entry in entries]
+    return changes(based.base, summands, thick)
 
 
 def _groups(entries: Sequence[Entry]) -> dict[str, list[Weighted]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,13 +12,12 @@ from adaptool.findings import Code, Finding
 from adaptool.layouts.peft_review import absent_targets
 from adaptool.model.adapter import Adapter
 from adaptool.model.options import MergeOptions, OutputDtype, QloraBase
-from adaptool.model.plan import Document, Plan
+from adaptool.model.plan import LEAST_RETAINED, Document, Plan
 from adaptool.ops import qlora, quantized, replication, ties
 from adaptool.ops.config_edits import classifier_edits, dtype_edits, edited
 from adaptool.ops.contributions import Contribution, Permissions
 from adaptool.ops.drafts import Drafts, drafts_of
 from adaptool.ops.provenance import inputs_of, recorded_options
-from adaptool.ops.recoding import LEAST_RETAINED
 from adaptool.ops.seating import Seating, seat
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.checkpoint import Checkpoint
@@ -50,8 +49,12 @@ class _Making:
     decisions: dict[str, Any] = field(default_factory=dict)
 
 
-def plan_merge(base: Checkpoint, parts: Sequence[Part], options: MergeOptions) -> Plan:
+def plan_merge(
+    base: Checkpoint, parts: Sequence[Part], options: MergeOptions, *, identified: bool = True
+) -> Plan:
     """The plan of merging `parts` into `base`.
+
+    Without `identified` no input is digested: the plan is not to be carried out.
 
     MismatchError (exit 4) where an adapter does not fit the base, carrying every other misfit.
     """
@@ -96,10 +99,14 @@ def plan_merge(base: Checkpoint, parts: Sequence[Part], options: MergeOptions) -
         precision=options.precision,
         findings=tuple(making.findings),
         decisions=making.decisions,
-        inputs=inputs_of(base, [adapter for part in parts for adapter in _inputs(part)]),
+        inputs=_identities(base, parts) if identified else (),
         options=recorded_options([part.weight for part in parts], options),
         least_retained=None if options.allow_lossy else LEAST_RETAINED,
     )
+
+
+def _identities(base: Checkpoint, parts: Sequence[Part]) -> tuple[Mapping[str, Any], ...]:
+    return inputs_of(base, [adapter for part in parts for adapter in _inputs(part)])
 
 
 def _inputs(part: Part) -> list[tuple[AdapterFiles, Adapter, float]]:

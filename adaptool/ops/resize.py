@@ -66,8 +66,9 @@ def resized(
 ) -> Resized:
     """Every module at the rank that the rule gives it.
 
-    With a base, DoRA's errors are those of its weights. MismatchError (exit 4) where nothing in the adapter has a rank, or where its initialisation
-    changed the base: its factors alone are then not the update.
+    With a base, DoRA's errors are those of the base's weights. MismatchError (exit 4) where nothing
+    in the adapter has a rank, or where its initialisation changed the base: its factors alone are
+    then not the update.
     """
     refuse_changed_base(adapter, "resize")
     modules = _modules(adapter, algebra)

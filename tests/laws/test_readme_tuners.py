@@ -10,13 +10,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import adaptool
 from adaptool.errors import AdaptoolError
 from adaptool.model.adapter import Delta, Form, Terms
-from adaptool.model.tuner import Carrying, Declaration
+from adaptool.model.tuner import Carrying, Declaration, Tuner
 from adaptool.ops.low_rank import has_factors
 from adaptool.ops.plain_lora import PLAIN, is_expressible
 from adaptool.tuners import tuners
@@ -26,24 +27,40 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 HEAD = ("tuner", "`peft_type`", "merge", "unmerge", "resize", "combine", "to LoRA")
 MERGED = {"any": "by tiles", "rows": "by rows", "whole": "whole"}
 UNMERGED = {"exactly": "exactly", "rounding": "up to rounding", "no": "no"}
-NO_SIZES, GIVEN = "no sizes", "with `--init-adapter`"
+BY_INITIAL = "with `--init-adapter`"
+WAYS = {
+    "yes": ("out",),
+    "with `--base`": ("out", "base"),
+    "with `--base`, `--rank`": ("out", "base", "rank"),
+}
+"""A cell -> the arguments that the verb needs."""
 
 
 def row(name: str) -> tuple[str, ...]:
     """A tuner's cells, by the columns of `HEAD`."""
     tuner = tuners()[name]
     declared = tuner.DECLARATION
-    delta = Delta("module", "module.weight", name, {}, Terms(Form.LINEAR, 1, 1, 1.0))
-    summed = name in PLAIN or isinstance(tuner, Carrying) or is_expressible(delta)
+    summed = "no" if declared.init else _summed(name, tuner)
+    resized = name in PLAIN or (has_factors(_delta(name)) and declared.sizes_told)
     return (
         f"{declared.title} (`{name}`)",
         _carrier(declared),
         "replaces" if isinstance(tuner, Carrying) else _merged(declared),
         UNMERGED[declared.invertible],
-        _cell(declared, possible=name in PLAIN or has_factors(delta)),
-        _cell(declared, possible=summed),
-        GIVEN if declared.init else _cell(declared, possible=summed),
+        "yes" if resized else "no",
+        summed,
+        BY_INITIAL if declared.init else summed,
     )
+
+
+def _delta(name: str) -> Delta:
+    return Delta("module", "module.weight", name, {}, Terms(Form.LINEAR, 1, 1, 1.0))
+
+
+def _carrier(declared: Declaration) -> str:
+    """PEFT's name for its config, and the field that makes it another tuner's."""
+    switch = declared.switch or declared.init
+    return f"{declared.peft_type or '-'}{f', {switch}' if switch else ''}"
 
 
 def _merged(declared: Declaration) -> str:
@@ -53,16 +70,15 @@ def _merged(declared: Declaration) -> str:
     return MERGED[declared.tile]
 
 
-def _carrier(declared: Declaration) -> str:
-    """PEFT's name for its config, and the field that makes it another tuner's."""
-    switch = declared.switch or declared.init
-    return f"{declared.peft_type or '-'}{f', {switch}' if switch else ''}"
-
-
-def _cell(declared: Declaration, *, possible: bool) -> str:
-    if not possible:
-        return "no"
-    return "yes" if declared.sizes_told else NO_SIZES
+def _summed(name: str, tuner: Tuner) -> str:
+    """What it takes to have the update as LoRA factors, or as what needs none."""
+    declared = tuner.DECLARATION
+    if name in PLAIN or isinstance(tuner, Carrying):
+        return "yes"
+    if is_expressible(_delta(name)):
+        return "yes" if declared.sizes_told else "with `--base`"
+    # What changes biases alone leaves no weight to take factors of.
+    return "no" if declared.required == {"difference"} else "with `--base`, `--rank`"
 
 
 def line(cells: tuple[str, ...]) -> str:
@@ -90,23 +106,33 @@ def case(request: pytest.FixtureRequest) -> Case:
 def test_cells_are_what_happens(
     case: Case, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """resize, combine and convert do what the table says they do, and refuse the rest."""
-    path = make(case, tmp_path_factory.getbasetemp()).adapter
+    """The first way that works is the one that the table names; `no` where none does."""
+    pair = make(case, tmp_path_factory.getbasetemp())
     told = dict(zip(HEAD, row(case.tuner), strict=True))
-    verbs: dict[str, Callable[[], object]] = {
-        "resize": lambda: adaptool.resize(path, tmp_path / "resized", rank=1),
-        "combine": lambda: adaptool.combine(path, path, out=tmp_path / "combined"),
-        "to LoRA": lambda: adaptool.convert(path, tmp_path / "lora", to="lora"),
-    }
-    assert {verb: done(run) for verb, run in verbs.items()} == {
-        verb: told[verb] == "yes" for verb in verbs
-    }
+    given = {"base": pair.base, "rank": 2}
+
+    def first(verb: Callable[..., object]) -> str:
+        for cell, names in WAYS.items():
+            arguments = {name: given.get(name, tmp_path / cell) for name in names}
+            if done(verb, arguments):
+                return cell
+        return "no"
+
+    assert (
+        first(lambda **more: adaptool.resize(pair.adapter, **{**more, "rank": 1})) == told["resize"]
+    )
+    assert (
+        first(lambda **more: adaptool.combine(pair.adapter, pair.adapter, **more))
+        == told["combine"]
+    )
+    found = first(lambda **more: adaptool.convert(pair.adapter, to="lora", **more))
+    assert found == told["to LoRA"].replace(BY_INITIAL, "no")
 
 
-def done(verb: Callable[[], object]) -> bool:
+def done(verb: Callable[..., object], arguments: dict[str, Any]) -> bool:
     """Whether it went through; only adaptool's own errors are a refusal."""
     try:
-        verb()
+        verb(**arguments, overwrite=True)
     except AdaptoolError:
         return False
     return True

@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 )
 @click.option("--rank", type=int, metavar="N", help="Truncate to this rank; all but cat need it.")
 @click.option(
+    "--base",
+    type=values.local_path,
+    metavar="BASE",
+    help="The base: DoRA is then summed as what it changes there, at --rank.",
+)
+@click.option(
     "--density",
     type=values.number,
     default=1.0,

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     "--base",
     type=values.local_path,
     metavar="BASE",
-    help="The base, whose names resolve those of the file; its weights are not read.",
+    help="The base: its names resolve those of the file. Its weights are read only to make LoRA "
+    "of DoRA, by --as lora with --rank or --energy.",
 )
 @click.option(
     "--bake-scale",

@@ -49,6 +49,12 @@ if TYPE_CHECKING:
 )
 @click.option("--min-rank", type=int, default=1, metavar="N", show_default=True)
 @click.option("--max-rank", type=int, metavar="N")
+@click.option(
+    "--base",
+    type=values.local_path,
+    metavar="BASE",
+    help="The base: DoRA's errors are then those of its merged weights.",
+)
 @options.adapter_dtype
 @options.adapter_scale
 @options.allow_drop
