@@ -36,6 +36,7 @@ def resize(
     min_rank: int = 1,
     max_rank: int | None = None,
     dtype: str = "keep",
+    expert_packing: str = "peft",
     base: Path | str | None = None,
     alpha: float | None = None,
     scale: float | None = None,
@@ -60,15 +61,17 @@ def resize(
     source = Path(adapter)
     machine = Machine(device, threads)
     with ExitStack() as stack:
-        reading = Reading(tuple(allow_drop), alpha=alpha, scale=scale)
         door = Door(stack, allow_pickle)
-        read = Opened.at(door, source, reading)
         beside = OnBase.opened(door, base, machine)
+        reading = Reading(
+            tuple(allow_drop), ExpertPacking(expert_packing), alpha, scale, beside.names
+        )
+        read = Opened.at(door, source, reading)
         target = Path(out) if out is not None else _beside(source, read.files, "resized")
         made = resized(read.adapter, options, FactorAlgebra(machine), beside.based)
         written = Writing("resize", target, machine, overwrite, dry_run, progress, disk or Disk())
         given = beside.sources([read], decides=False)
-        plan = written.plan(made.adapter, given, options.as_json(), allow_drop)
+        plan = written.plan(made.adapter, given, options.as_json(), allow_drop, base=beside.names)
         findings = written.write(replace(plan, findings=(*made.adapter.findings, *made.findings)))
     return ResizeResult(
         out=target,

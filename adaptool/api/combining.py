@@ -63,6 +63,7 @@ def combine(
     algebra = FactorAlgebra(machine)
     with ExitStack() as stack:
         door = Door(stack, allow_pickle)
+        beside = OnBase.opened(door, base, machine)
         each = zip(
             adapters,
             options.weights,
@@ -74,17 +75,16 @@ def combine(
             Opened.at(
                 door,
                 Path(path),
-                Reading(tuple(allow_drop), ExpertPacking(expert_packing), one, other),
+                Reading(tuple(allow_drop), ExpertPacking(expert_packing), one, other, beside.names),
                 weight,
             )
             for path, weight, one, other in each
         ]
-        beside = OnBase.opened(door, base, machine)
         target = Path(out) if out is not None else _default(inputs)
         made = combined([each.adapter for each in inputs], options, algebra, beside.based)
         writing = Writing("combine", target, machine, overwrite, dry_run, progress, disk or Disk())
         given = beside.sources(inputs, decides=made.through_base)
-        plan = writing.plan(made.adapter, given, options.as_json(), allow_drop)
+        plan = writing.plan(made.adapter, given, options.as_json(), allow_drop, base=beside.names)
         notes = (*(note for each in inputs for note in each.adapter.findings), *made.findings)
         findings = writing.write(replace(plan, findings=notes))
     ranks = [delta.terms.rank for delta in made.adapter.deltas if delta.terms.rank]

@@ -13,6 +13,7 @@ from adaptool.findings import Code, Finding, Severity
 from adaptool.layouts import decode
 from adaptool.model.adapter import Adapter, Delta
 from adaptool.model.comparisons import DiffResult, DiffRow, StructureRow, config_rows
+from adaptool.model.reading import AS_IT_STANDS, Reading
 from adaptool.model.values import Comparison, ValueReader, total
 from adaptool.ops.artifact import open_artifact
 from adaptool.ops.base_norms import opened_drafts
@@ -70,7 +71,12 @@ class _Ledger:
 
 
 def diff_paths(
-    a: Path, b: Path, *, values: ValueReader, report: Report | None = None
+    a: Path,
+    b: Path,
+    *,
+    values: ValueReader,
+    reading: Reading = AS_IT_STANDS,
+    report: Report | None = None,
 ) -> DiffResult:
     """Compare what lies at two paths; `report` is told (bytes done, bytes in all) of checkpoints.
 
@@ -83,7 +89,7 @@ def diff_paths(
         one, other = opened
         ledger = _Ledger(values)
         if isinstance(one, AdapterFiles) and isinstance(other, AdapterFiles):
-            first, second = decode(one), decode(other)
+            first, second = decode(one, reading), decode(other, reading)
             _diff_adapters(ledger, first, second)
             return ledger.result("adapter", _adapter_structure(first, second))
         if isinstance(one, Checkpoint) and isinstance(other, Checkpoint):

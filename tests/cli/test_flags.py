@@ -31,7 +31,7 @@ MACHINE = {"--device", "--threads"}
 WRITING = {"--overwrite", "--dry-run"}
 READING = {"--alpha", "--scale", "--allow-drop", "--allow-pickle"}
 PROMISED = {
-    "diff": {*COMMON, "--exit-code", "--allow-pickle"},
+    "diff": {*COMMON, "--exit-code", "--allow-pickle", "--base"},
     "inspect": {*COMMON, "--values", "--html", "--base", "--allow-pickle", "--overwrite"},
     "validate": {*COMMON, "--base", "--strict", "--values", "--target", "--allow-pickle"},
     "merge": {
@@ -71,6 +71,7 @@ PROMISED = {
         "--max-rank",
         "--dtype",
         "--base",
+        "--expert-packing",
     },
     "combine": {
         *COMMON,

@@ -172,3 +172,18 @@ def test_convert_to_a_file_of_another_kind_is_exit_2(adaptool: Adaptool, tmp_pat
         adaptool("convert", ADAPTER, tmp_path / name, "--to", layout, "--base", BASE, code=2)
     adaptool("convert", ADAPTER, tmp_path / "y.gguf", "--to", "gguf", "--base", BASE)
     assert [entry.name for entry in tmp_path.iterdir()] == ["y.gguf"]
+
+
+def test_gguf_needs_the_base_in_every_command(adaptool: Adaptool, tmp_path: Path) -> None:
+    """diff --base, resize --base, combine --base: the head counts undo q's and k's permutation."""
+    gguf = tmp_path / "x.gguf"
+    adaptool("convert", ADAPTER, gguf, "--to", "gguf", "--base", BASE)
+    adaptool("diff", ADAPTER, gguf, code=4)
+    assert adaptool("diff", ADAPTER, gguf, "--base", BASE)["relative_error"] < 1e-6
+    adaptool("resize", gguf, tmp_path / "r.gguf", "--rank", "2", code=4)
+    adaptool("resize", gguf, tmp_path / "r.gguf", "--rank", "2", "--base", BASE)
+    adaptool("combine", gguf, ADAPTER, "-o", tmp_path / "sum", "--base", BASE)
+    twice = adaptool("combine", ADAPTER, ADAPTER, "-o", tmp_path / "twice")
+    assert twice["exact"]
+    found = adaptool("diff", tmp_path / "sum", tmp_path / "twice", "--base", BASE)
+    assert found["relative_error"] < 1e-6

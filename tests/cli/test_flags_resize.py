@@ -210,3 +210,10 @@ def test_single_file_without_scale_asks_for_it(adaptool: Adaptool, tmp_path: Pat
             config = json.loads(opened.metadata()["adapter_config"])
         assert config["lora_alpha"] == 4, name
     assert library.inspect(tmp_path / "a.safetensors").scaling == {"min": 2.0, "max": 2.0}
+
+
+def test_resize_expert_packing(adaptool: Adaptool, tmp_path: Path) -> None:
+    """Taken, and refused where it is no packing; here nothing is stacked."""
+    for packing, code in (("unsloth", 0), ("other", 2)):
+        out = tmp_path / packing
+        adaptool("resize", ADAPTER, out, "--rank", "2", "--expert-packing", packing, code=code)

@@ -28,9 +28,15 @@ LONGEST_VALUE = 60
 @click.argument("a", type=local_path)
 @click.argument("b", type=local_path)
 @click.option("--exit-code", is_flag=True, help="Exit 1 where any number differs.")
+@click.option(
+    "--base",
+    type=local_path,
+    metavar="BASE",
+    help="For adapters whose file says too little: the base's names and head counts.",
+)
 @options.allow_pickle
 @options.output
-def command(a: Path, b: Path, *, exit_code: bool, allow_pickle: bool) -> Answer:
+def command(a: Path, b: Path, *, exit_code: bool, base: Path | None, allow_pickle: bool) -> Answer:
     """Show how A and B differ: cosine and |A - B| / |A| of every module, and what only one has.
 
     Adapters may differ in rank, scaling and layout: what their factors make is compared.
@@ -39,7 +45,7 @@ def command(a: Path, b: Path, *, exit_code: bool, allow_pickle: bool) -> Answer:
     from adaptool import api
 
     with byte_bar("diff") as progress:
-        result = api.diff(a, b, allow_pickle=allow_pickle, progress=progress)
+        result = api.diff(a, b, base=base, allow_pickle=allow_pickle, progress=progress)
     return Answer(
         body=result.as_json(),
         people=lambda: _people(result),
