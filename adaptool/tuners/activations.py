@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Activation = Callable[[torch.Tensor], torch.Tensor]
 
-_PLAIN = MappingProxyType(
+_PLAIN: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType(
     {
         "gelu": ("gelu", {}),
         "gelu_python": ("gelu", {}),

@@ -2,9 +2,9 @@
 
 W' = W - Q K^T W + s Q R     or, with `para`,     W' = W - Q K^T W
 
-`deft_P` P (out, r), `deft_R` R (r, in), s = alpha / r, or 1 without an alpha. Q = P and K = relu(P),
-or with the method "qr" both are the orthonormal columns of P's QR decomposition, with LAPACK's
-signs. PEFT computes in float32. Source: PEFT 0.21.2, `deft/layer.py`.
+`deft_P` P (out, r), `deft_R` R (r, in), s = alpha / r, or 1 without an alpha. Q is P and K is
+relu(P), or with the method "qr" both are the orthonormal columns of P's QR decomposition, with
+LAPACK's signs. PEFT computes in float32. Source: PEFT 0.21.2, `deft/layer.py`.
 """
 
 from __future__ import annotations
@@ -71,9 +71,10 @@ def prepare(
     p = factors["P"]
     left, right = p, p.relu()
     if terms.conventions["method"] == "qr":
-        left = right = torch.linalg.qr(p).Q
+        # On the CPU whatever the device is: the signs are its own.
+        left = right = torch.linalg.qr(p.cpu()).Q.to(p)
     besides = None
     if "R" in factors:
-        pair = left, factors["R"]
-        besides = product_update(pair, view, terms.scaling * weight, exact=exact)
-    return reading_update((right.T, left), torch.neg, DECLARATION, view, weight, besides)
+        given = left, factors["R"]
+        besides = product_update(given, view, terms.scaling * weight, exact=exact)
+    return reading_update((right.T, left), torch.neg, DECLARATION, view, weight, besides=besides)

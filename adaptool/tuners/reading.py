@@ -71,6 +71,7 @@ def reading_update(
     declared: Declaration,
     view: View,
     weight: float,
+    *,
     besides: Update | None = None,
 ) -> Update:
     """`weight * back between(into W)` for into (r, out) and back (out, r), under `view`.
