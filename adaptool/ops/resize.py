@@ -26,7 +26,7 @@ from adaptool.model.adapter_results import ResizedModule
 from adaptool.model.algebra import Algebra, Measured, Spectra, total
 from adaptool.model.options import OutputDtype
 from adaptool.model.resize_options import ResizeOptions
-from adaptool.ops.based import Based, changes, with_other_deltas
+from adaptool.ops.based import Based, changes, sized, with_other_deltas
 from adaptool.ops.low_rank import as_lora, has_factors, refuse_changed_base, written_dtype
 from adaptool.store.tensors import TensorRef
 
@@ -66,11 +66,13 @@ def resized(
 ) -> Resized:
     """Every module at the rank that the rule gives it.
 
-    With a base, DoRA's errors are those of the base's weights. MismatchError (exit 4) where nothing
+    With a base, DoRA's errors are those of the base's weights, and it tells sizes that stand in no
+    tensor. MismatchError (exit 4) where nothing
     in the adapter has a rank, or where its initialisation changed the base: its factors alone are
     then not the update.
     """
     refuse_changed_base(adapter, "resize")
+    adapter = sized(adapter, based.base) if based is not None else adapter
     modules = _modules(adapter, algebra)
     ranks = _ranks(modules, options, adapter)
     new = {

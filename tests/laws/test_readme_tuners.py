@@ -41,16 +41,21 @@ def row(name: str) -> tuple[str, ...]:
     tuner = tuners()[name]
     declared = tuner.DECLARATION
     summed = "no" if declared.init else _summed(name, tuner)
-    resized = name in PLAIN or (has_factors(_delta(name)) and declared.sizes_told)
     return (
         f"{declared.title} (`{name}`)",
         _carrier(declared),
         "replaces" if isinstance(tuner, Carrying) else _merged(declared),
         UNMERGED[declared.invertible],
-        "yes" if resized else "no",
+        _resized(name, declared),
         summed,
         BY_INITIAL if declared.init else summed,
     )
+
+
+def _resized(name: str, declared: Declaration) -> str:
+    if name not in PLAIN and not has_factors(_delta(name)):
+        return "no"
+    return "yes" if name in PLAIN or declared.sizes_told else "with `--base`"
 
 
 def _delta(name: str) -> Delta:
