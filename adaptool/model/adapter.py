@@ -56,9 +56,9 @@ class Delta:
     `parameter` is the name the update belongs to, as the training library's module names it
     (`model.layers.0.mlp.up_proj.weight`); `module` is what stands in the file's keys. `dtype` is
     what factors that are computed are written in; None: each in its own. `shared` are the roles
-    whose tensors are another delta's as well, which counts them: every module's, or the weight's. An `optional` delta changes a parameter that the base
-    may lack, and then there is nothing to change. `reads` are roles that the base fills, not the
-    adapter: role -> parameter.
+    whose tensors are another delta's as well, which counts them: every module's, or the weight's.
+    An `optional` delta changes a parameter that the base may lack, and then there is nothing to
+    change. `reads` are roles that the base fills, not the adapter: role -> parameter.
     """
 
     module: str

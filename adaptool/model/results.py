@@ -221,6 +221,7 @@ class AdapterSummary:
     provenance: dict[str, Any]
     share_of_base: float | None
     findings: tuple[Finding, ...]
+    tuner_properties: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The object that `inspect --json` prints for an adapter."""
@@ -229,6 +230,7 @@ class AdapterSummary:
             "path": self.path,
             "layout": self.layout,
             "tuners": self.tuners,
+            "tuner_properties": self.tuner_properties,
             "base": self.base,
             "module_count": len(self.modules),
             "parameters": self.parameters,

@@ -74,6 +74,17 @@ class Declaration:
         """Whether a config of that type carries it."""
         return bool(peft_type) and peft_type in (self.peft_type, self.formerly)
 
+    def as_json(self) -> dict[str, Any]:
+        """What is true of the tuner, as `inspect` shows it."""
+        return {
+            "title": self.title,
+            "additive": self.additive,
+            "low_rank": self.low_rank,
+            "tile": self.tile,
+            "invertible": self.invertible,
+            "workspace": self.workspace,
+        }
+
     def knows(self, role: str) -> bool:
         """Whether one of its tensors can fill `role`."""
         named = (*self.keys.values(), *self.shared.values())

@@ -96,10 +96,12 @@ def _adapter_summary(
         norms, unfit = base_norms(adapter, base, values)
         notes = (*notes, *unfit)
     modules = tuple(_module_rows(adapter.deltas, seen, values, norms))
+    counts = _tuner_counts(modules, adapter)
     return AdapterSummary(
         path=files.name,
         layout=adapter.layout,
-        tuners=_tuner_counts(modules, adapter),
+        tuners=counts,
+        tuner_properties={name: tuners()[name].DECLARATION.as_json() for name in counts},
         base=adapter.base,
         parameters=parameters,
         bytes=files.source.size,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import adaptool
 import tuner_cases
 from adaptool.engine.factors import load
 from adaptool.errors import InputError
@@ -16,6 +17,7 @@ from adaptool.layouts import decode
 from adaptool.model.adapter import Adapter
 from adaptool.model.options import MergeOptions
 from adaptool.model.plan import Piece, Plan, Row
+from adaptool.model.results import AdapterSummary
 from adaptool.model.tuner import Carrying, LowRank, Observing, Update
 from adaptool.model.view import View
 from adaptool.ops.merge import Part, plan_merge
@@ -66,6 +68,19 @@ def test_example_is_of_its_tuner(case: Case, pair: Pair) -> None:
         adapter = decode(files)
     found = {delta.tuner for delta in adapter.deltas} | {item.tuner for item in adapter.replaced}
     assert case.tuner in found
+
+
+@every_case
+def test_inspect_shows_what_the_tuner_declares(case: Case, pair: Pair) -> None:
+    """Title, additive, low-rank, tile, invertible, workspace: as its file says.
+
+    A bias that a LoRA layer shifts is counted with its layer.
+    """
+    summary = adaptool.inspect(pair.adapter)
+    assert isinstance(summary, AdapterSummary)
+    assert case.tuner in {*summary.tuners, "shift"}
+    found = summary.as_json()["tuner_properties"]
+    assert found == {name: tuners()[name].DECLARATION.as_json() for name in summary.tuners}
 
 
 @every_case
