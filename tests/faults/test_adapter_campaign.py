@@ -27,7 +27,12 @@ VERBS: dict[str, Verb] = {
     "convert": lambda out, **more: api.convert(ADAPTER, out, to="peft", threads=1, **more),
 }
 OUTS = ("out", "out.safetensors")
-FAULTS = [fault for fault in Fault if fault not in {Fault.EXIT, Fault.SHORT, Fault.RETRY}]
+QUICK = {Fault.KILL, Fault.NO_SPACE}
+FAULTS = [
+    pytest.param(fault, id=fault.name.lower(), marks=() if fault in QUICK else pytest.mark.slow)
+    for fault in Fault
+    if fault not in {Fault.EXIT, Fault.SHORT, Fault.RETRY}
+]
 
 
 def _content(out: Path) -> dict[str, bytes] | bytes | None:
@@ -49,7 +54,7 @@ def _strike(run: Callable[[Disk], object], plan: FaultPlan) -> bool:
 
 @pytest.mark.parametrize("overwrite", [False, True], ids=["fresh", "overwrite"])
 @pytest.mark.parametrize("name", OUTS)
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.lower())
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(
     "verb",
     ["resize", *(pytest.param(name, marks=pytest.mark.slow) for name in VERBS if name != "resize")],
