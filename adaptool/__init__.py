@@ -21,7 +21,10 @@ if TYPE_CHECKING:
         extract,
         inspect,
         merge,
+        pull,
+        push,
         resize,
+        unmerge,
         validate,
         verify,
     )
@@ -62,14 +65,15 @@ __all__ = [
     "extract",
     "inspect",
     "merge",
+    "pull",
+    "push",
     "resize",
+    "unmerge",
     "validate",
     "verify",
 ]
 
-_VERBS = frozenset(
-    {"combine", "convert", "diff", "extract", "inspect", "merge", "resize", "validate", "verify"}
-)
+_ERRORS = frozenset(name for name in __all__ if name[0].isupper())
 
 
 def __getattr__(name: str) -> object:
@@ -77,7 +81,7 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
-    return getattr(import_module("adaptool.api" if name in _VERBS else "adaptool.errors"), name)
+    return getattr(import_module("adaptool.errors" if name in _ERRORS else "adaptool.api"), name)
 
 
 def __dir__() -> list[str]:

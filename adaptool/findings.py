@@ -162,8 +162,21 @@ class Code(StrEnum):
     DORA_DIRECTION = "dora-direction"
     INTEGRITY = "integrity"
     DIFFERENT = "different"
+    # the Hub
     NETWORK = "network"
+    AUTHENTICATION = "authentication"
+    GATED = "gated"
+    OFFLINE = "offline"
+    RATE_LIMITED = "rate-limited"
+    REMOTE_MOVED = "remote-moved"
+    SECRET_FOUND = "secret-found"  # noqa: S105 - a slug, not a password
+    STRAY_FILE = "stray-file"
+    # receipts
     RECEIPT_INVALID = "receipt-invalid"
+    # merge --reversible and unmerge
+    STORED_WHOLE = "stored-whole"
+    ADAPTER_DIFFERS = "adapter-differs"
+    NOT_REVERSIBLE = "not-reversible"
     INTERRUPTED = "interrupted"
     INTERNAL = "internal"
 

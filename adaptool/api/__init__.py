@@ -4,8 +4,11 @@ from adaptool.api.adapters import convert, resize
 from adaptool.api.combining import combine
 from adaptool.api.comparing import diff
 from adaptool.api.extracting import extract
+from adaptool.api.hub import pull
 from adaptool.api.merging import merge, verify
+from adaptool.api.pushing import push
 from adaptool.api.reading import inspect, validate
+from adaptool.api.unmerging import unmerge
 
 __all__ = [
     "combine",
@@ -14,7 +17,10 @@ __all__ = [
     "extract",
     "inspect",
     "merge",
+    "pull",
+    "push",
     "resize",
+    "unmerge",
     "validate",
     "verify",
 ]

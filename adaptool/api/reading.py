@@ -13,6 +13,7 @@ from adaptool.model.inspected import Inspected
 from adaptool.model.results import AdapterSummary, CheckpointSummary, ValidateResult
 from adaptool.ops.inspect import inspect_paths
 from adaptool.ops.validate import validate_path
+from adaptool.remote.uri import as_written
 from adaptool.store.disk import Disk
 from adaptool.store.preflight import preflight
 from adaptool.store.safe_names import printable
@@ -58,7 +59,7 @@ def inspect(
 def _as_given(found: Inspected, opened: Sequence[Path], paths: Sequence[Path]) -> Inspected:
     """The paths as they were given: a pickle's safetensors form lies elsewhere, for a while."""
     items = tuple(
-        item if here == given else replace(item, path=printable(str(given)))
+        item if here == given else replace(item, path=printable(as_written(given)))
         for item, here, given in zip(found.items, opened, paths, strict=True)
     )
     return replace(found, items=items)

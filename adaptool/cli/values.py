@@ -15,6 +15,7 @@ from adaptool.model.options import Strength
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]?I?B)?", re.IGNORECASE)
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,4})?")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_HUB = "hf://"
 # Decimal, as the Hub's client reads `max_shard_size="5GB"`; the binary ones are spelled out.
 _FACTORS = {
     "B": 1,
@@ -81,11 +82,16 @@ def device(text: str) -> str:
     return text
 
 
+def artifact(text: str) -> Path:
+    """An input: a path of this machine, or `hf://owner/name...`, which is pulled for the run."""
+    return Path(text) if text.startswith(_HUB) and "\0" not in text else local_path(text)
+
+
 def local_path(text: str) -> Path:
     """A path of this machine; a URI is exit 4."""
     if _SCHEME.match(text):
-        message = "not supported yet: only paths of this machine can be read and written"
-        hint = "download it first (hf download OWNER/NAME --local-dir DIR) and name the directory"
+        message = "only a path of this machine can stand here"
+        hint = "adaptool pull downloads from hf:// addresses, adaptool push sends there"
         raise MismatchError(message, code=Code.UNSUPPORTED, file=text, hint=hint)
     if not text or "\0" in text:
         message = f"{text!r} is no path"
@@ -96,12 +102,12 @@ def local_path(text: str) -> Path:
 def strength(text: str) -> Path | Strength:
     """`ADAPTER` or `ADAPTER=W`; a folder whose name ends in `=2` is meant where it exists."""
     left, equals, right = text.rpartition("=")
-    whole = local_path(text)
+    whole = artifact(text)
     if not equals or not left:
         return whole
     weighs, exists = _float(right) is not None, Path(left).exists()
     if not whole.exists() and (weighs or exists):
-        return Strength(local_path(left), number(right))
+        return Strength(artifact(left), number(right))
     if whole.exists() and weighs and exists:
         message = f"{text!r} can mean two adapters; add the weight: {text}=1"
         raise click.BadParameter(message)

@@ -11,6 +11,8 @@ from adaptool.model.options import MergeOptions
 from adaptool.store.adapter_files import AdapterFiles, config_bytes
 from adaptool.store.checkpoint import Checkpoint
 from adaptool.store.digest import digest_of_bytes, fingerprint, sha256_of
+from adaptool.store.journal import read_record
+from adaptool.store.occupied import RECEIPT
 from adaptool.store.safe_names import printable
 
 
@@ -36,6 +38,7 @@ def base_input(base: Checkpoint, role: str = "base") -> Mapping[str, Any]:
             }
             for shard in base.shards
         ],
+        **pulled_from(Path(base.name) if Path(base.name).is_dir() else Path(base.name).parent),
     }
 
 
@@ -50,7 +53,17 @@ def adapter_input(files: AdapterFiles, adapter: Adapter, weight: float = 1.0) ->
         "sha256": sha256_of(files.source),
         "config_sha256": digest_of_bytes(config) if config is not None else None,
         "layout": adapter.layout,
+        **pulled_from(files.path.parent),
     }
+
+
+def pulled_from(root: Path) -> Mapping[str, Any]:
+    """Address and commit of what `adaptool pull` put into `root`; empty where it did not."""
+    receipt = read_record(root / RECEIPT)
+    pulled = receipt.get("pulled") if receipt is not None else None
+    if not isinstance(pulled, dict):
+        return {}
+    return {key: printable(str(pulled[key])) for key in ("uri", "commit") if key in pulled}
 
 
 def recorded_options(weights: Sequence[float], options: MergeOptions) -> dict[str, Any]:

@@ -86,14 +86,14 @@ def test_no_command_shows_the_help_on_stderr() -> None:
     assert "merge" in answer.err
 
 
-def test_uri_is_refused_as_unsupported() -> None:
-    """What cannot be read yet is exit 4 with what to do, not a missing file."""
-    for arguments in (("inspect", "hf://o/n"), ("merge", BASE, ADAPTER, "hf://o/n")):
+def test_uri_is_refused_where_a_path_must_stand() -> None:
+    """What cannot be written to, or not be read yet, is exit 4 with what to do."""
+    for arguments in (("inspect", "s3://o/n"), ("merge", BASE, ADAPTER, "hf://o/n")):
         answer = run(*arguments, "--json")
         assert answer.code == 4
         assert answer.json["error"]["code"] == "unsupported"
-        assert answer.json["error"]["file"] == "hf://o/n"
-        assert "download" in answer.json["error"]["hint"]
+        assert answer.json["error"]["file"] == arguments[-1]
+        assert "adaptool pull" in answer.json["error"]["hint"]
 
 
 def test_unexpected_exception_is_exit_70_without_a_traceback() -> None:

@@ -8,8 +8,9 @@ import click
 import pytest
 
 from adaptool.cli import values
-from adaptool.errors import AdaptoolError, MismatchError, UsageError
+from adaptool.errors import MismatchError, UsageError
 from adaptool.model.options import Strength
+from adaptool.remote.uri import as_written
 
 
 @pytest.mark.parametrize(
@@ -87,13 +88,21 @@ def test_weight_that_is_no_finite_number_is_refused(weight: str, tmp_path: Path)
         values.strength(f"{tmp_path}={weight}")
 
 
-def test_uri_is_unsupported_not_absent() -> None:
-    """A path with a scheme is never looked up on this machine."""
+def test_uri_is_no_path_of_this_machine() -> None:
+    """Where something is written, a path with a scheme is never looked up."""
     for text in ("hf://owner/name", "s3://bucket/key"):
         with pytest.raises(MismatchError):
             values.local_path(text)
-        with pytest.raises(AdaptoolError):
-            values.strength(f"{text}=2")
+    with pytest.raises(MismatchError):
+        values.artifact("s3://bucket/key")
+
+
+def test_address_on_the_hub_is_an_input() -> None:
+    """With a weight, too; pathlib's one slash is undone where it is opened."""
+    assert as_written(values.artifact("hf://owner/name@v1/a")) == "hf://owner/name@v1/a"
+    found = values.strength("hf://owner/name=0.5")
+    assert isinstance(found, Strength)
+    assert (as_written(found.path), found.weight) == ("hf://owner/name", 0.5)
 
 
 @pytest.mark.parametrize("text", ["", "a\0b"])

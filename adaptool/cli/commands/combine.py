@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command("combine", short_help="Combine adapters with weights, without their base.")
-@click.argument("adapters", type=values.local_path, nargs=-1, required=True, metavar="A B [C ...]")
+@click.argument("adapters", type=values.artifact, nargs=-1, required=True, metavar="A B [C ...]")
 @click.option(
     "--weights",
     type=values.numbers,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--rank", type=int, metavar="N", help="Truncate to this rank; all but cat need it.")
 @click.option(
     "--base",
-    type=values.local_path,
+    type=values.artifact,
     metavar="BASE",
     help="The base: DoRA is then summed as what it changes there, at --rank.",
 )

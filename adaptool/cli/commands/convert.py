@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("convert", short_help="Write an adapter in another layout.")
-@click.argument("adapter", type=values.local_path)
+@click.argument("adapter", type=values.artifact)
 @click.argument("out", type=values.local_path)
 @click.option(
     "--to",
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--base",
-    type=values.local_path,
+    type=values.artifact,
     metavar="BASE",
     help="The base: its names resolve those of the file. Its weights are read only to make LoRA "
     "of DoRA, by --as lora with --rank or --energy.",

@@ -12,7 +12,7 @@ import click
 from adaptool.cli import options
 from adaptool.cli.answer import Answer
 from adaptool.cli.text import byte_count, counted, percent, printable
-from adaptool.cli.values import local_path
+from adaptool.cli.values import artifact, local_path
 from adaptool.model.inspected import Inspected, Summary
 from adaptool.model.results import ENERGY_SHARES, AdapterSummary, CheckpointSummary, ModuleRow
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 @click.command("inspect", short_help="Say what an adapter or checkpoint is.")
-@click.argument("paths", type=local_path, nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", type=artifact, nargs=-1, required=True, metavar="PATH...")
 @options.values_flag
 @click.option(
-    "--base", type=local_path, metavar="BASE", help="Compare sizes, with --values norms as well."
+    "--base", type=artifact, metavar="BASE", help="Compare sizes, with --values norms as well."
 )
 @click.option(
     "--html",
@@ -98,6 +98,7 @@ def _adapter(summary: AdapterSummary) -> Iterator[RenderableType]:
     facts: dict[str, object] = {
         "layout": summary.layout,
         "tuners": _counts(summary.tuners),
+        **{f"  {name}": _properties(found) for name, found in summary.tuner_properties.items()},
         "base": summary.base,
         "modules": len(summary.modules),
         "parameters": f"{summary.parameters:,}{of_base}",
@@ -123,6 +124,24 @@ def _adapter(summary: AdapterSummary) -> Iterator[RenderableType]:
 
 
 _MORE = ("norm", "effective rank", *(f"at {100 * at:g} %" for at in ENERGY_SHARES), "not finite")
+
+
+_TILES = {
+    "any": "merged by tiles",
+    "rows": "merged by whole rows",
+    "whole": "needs whole weights at once",
+}
+
+
+def _properties(found: dict[str, Any]) -> str:
+    """`LoRA: additive, low-rank, merged by tiles, invertible: rounding`."""
+    words = [
+        "additive" if found["additive"] else "depends on the base's weights",
+        *(["low-rank"] if found["low_rank"] else []),
+        _TILES[found["tile"]],
+        f"invertible: {found['invertible']}",
+    ]
+    return f"{found['title']}: {', '.join(words)}"
 
 
 def _key(row: ModuleRow) -> tuple[Any, ...]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command("resize", short_help="Change an adapter's rank, with the least error.")
-@click.argument("adapter", type=values.local_path)
+@click.argument("adapter", type=values.artifact)
 @click.argument("out", type=values.local_path, required=False)
 @click.option("--rank", type=int, metavar="N", help="This rank everywhere; lower ranks stay.")
 @click.option(
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 @click.option("--max-rank", type=int, metavar="N")
 @click.option(
     "--base",
-    type=values.local_path,
+    type=values.artifact,
     metavar="BASE",
     help="The base: DoRA's errors are then those of its merged weights.",
 )

@@ -12,7 +12,7 @@ import click
 from adaptool.cli import options
 from adaptool.cli.answer import Answer
 from adaptool.cli.text import counted
-from adaptool.cli.values import local_path
+from adaptool.cli.values import artifact
 from adaptool.errors import CheckFailed
 from adaptool.findings import Severity
 from adaptool.model.results import ValidateResult
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @click.command("validate", short_help="Check an adapter or checkpoint; exit 1 on an error.")
-@click.argument("path", type=local_path)
-@click.option("--base", type=local_path, metavar="BASE", help="Check that PATH fits this base.")
+@click.argument("path", type=artifact)
+@click.option("--base", type=artifact, metavar="BASE", help="Check that PATH fits this base.")
 @options.values_flag
 @click.option(
     "--target",

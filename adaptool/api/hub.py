@@ -1,0 +1,145 @@
+"""The verbs that touch the network: pull and push."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adaptool.api.door import Progress
+from adaptool.errors import UsageError
+from adaptool.findings import Code, Finding
+from adaptool.model.hub_results import PullResult, pulled_receipt
+from adaptool.model.receipt import RECEIPT, OutputEntry
+from adaptool.remote.download import fetch, fetch_document
+from adaptool.remote.hub import Origin, client, quiet, state, tree
+from adaptool.remote.selection import Wanted, selected
+from adaptool.remote.uri import HubUri
+from adaptool.store.digest import digest_of_bytes
+from adaptool.store.disk import Disk
+from adaptool.store.documents import encode_json, parse_json_object
+from adaptool.store.preflight import preflight
+from adaptool.store.staging import Staging
+
+_LARGEST_RECEIPT = 64 << 20
+
+
+def pull(
+    uri: str,
+    out: Path | str,
+    *,
+    require_pinned: bool = False,
+    allow_pickle: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    disk: Disk | None = None,
+) -> PullResult:
+    """The adapter or model at `hf://owner/name[@revision][/subfolder]`, whole in directory `out`.
+
+    The revision is resolved to a commit first, every file checked against its digest there.
+    RemoteError (exit 6) where the Hub cannot be asked or refuses, IntegrityError (exit 9) for
+    other bytes than the commit's, InputError (exit 3) for hostile names.
+    Only what the artifact needs is pulled, pickles only where they are allowed. `require_pinned`
+    refuses a revision that can move. A run that broke off is taken up by the next one.
+    """
+    place = HubUri.parse(uri)
+    if require_pinned and not place.pinned:
+        message = "a branch or tag can move; --require-pinned wants the 40 digits of a commit"
+        hint = f"write hf://{place.repo}@COMMIT"
+        raise UsageError(message, code=Code.USAGE, file=uri, field="--require-pinned", hint=hint)
+    pulling = _Pulling(place, Path(out), overwrite, progress, disk or Disk())
+    with quiet():
+        origin, wanted = pulling.survey(allow_pickle=allow_pickle)
+        if dry_run:
+            return pulling.result(origin, [_expected(each) for each in wanted], dry_run=True)
+        return pulling.run(origin, wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pulling:
+    """One pull: what is asked for, and where it goes."""
+
+    uri: HubUri
+    out: Path
+    overwrite: bool
+    progress: Progress | None
+    disk: Disk
+
+    def survey(self, *, allow_pickle: bool) -> tuple[Origin, tuple[Wanted, ...]]:
+        """The commit that is meant and the files of it; checks that OUT can take them."""
+        api, place = client(), str(self.uri)
+        commit = state(api, self.uri.repo, self.uri.revision, place).commit
+        origin = Origin(api, self.uri.repo, commit, place)
+        files = tree(api, self.uri.repo, commit, place)
+        wanted = selected(self.uri, files, allow_pickle=allow_pickle)
+        need = sum(each.file.size for each in wanted)
+        preflight(self.out, (), overwrite=self.overwrite, need_bytes=need, disk=self.disk)
+        return origin, wanted
+
+    def run(self, origin: Origin, wanted: Sequence[Wanted]) -> PullResult:
+        """Download, check, publish."""
+        plan = digest_of_bytes(json.dumps(_plan(origin, wanted)).encode())
+        count = _Counter(sum(each.file.size for each in wanted), self.progress)
+        with ExitStack() as stack:
+            opening = Staging.open(self.out, plan, self.disk, overwrite=self.overwrite)
+            staging = stack.enter_context(opening)
+            entries, made = [], None
+            for each in wanted:
+                if each.name == RECEIPT:
+                    made = _their_receipt(origin, each)
+                    continue
+                sink = staging.sink(each.name, each.file.size)
+                sha256 = fetch(origin, each.file, sink, count)
+                staging.finished(sink)
+                entries.append(OutputEntry(each.name, each.file.size, sha256))
+            body = pulled_receipt(str(self.uri), origin.repo, origin.commit, tuple(entries), made)
+            staging.put(RECEIPT, encode_json(body, nonfinite=True))
+            staging.commit()
+            return self.result(origin, entries, staging.findings)
+
+    def result(
+        self,
+        origin: Origin,
+        entries: Sequence[OutputEntry],
+        findings: tuple[Finding, ...] = (),
+        *,
+        dry_run: bool = False,
+    ) -> PullResult:
+        """What is told of it."""
+        return PullResult(
+            self.out, origin.repo, origin.commit, tuple(entries), findings, dry_run=dry_run
+        )
+
+
+@dataclass(slots=True)
+class _Counter:
+    """Bytes done, told to whoever watches."""
+
+    total: int
+    progress: Progress | None
+    done: int = 0
+
+    def __call__(self, more: int) -> None:
+        self.done += more
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def _their_receipt(origin: Origin, wanted: Wanted) -> dict[str, Any]:
+    raw = fetch_document(origin, wanted.file, limit_bytes=_LARGEST_RECEIPT)
+    file = f"{origin.place}: {wanted.file.path}"
+    return parse_json_object(raw, file=file, nonfinite=True)
+
+
+def _expected(wanted: Wanted) -> OutputEntry:
+    return OutputEntry(wanted.name, wanted.file.size, wanted.file.sha256)
+
+
+def _plan(origin: Origin, wanted: Sequence[Wanted]) -> dict[str, Any]:
+    """What a run that broke off is recognised by."""
+    files = {each.name: [each.file.size, each.file.oid, each.file.sha256] for each in wanted}
+    return {"pull": origin.repo, "commit": origin.commit, "files": files}
