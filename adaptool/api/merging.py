@@ -11,19 +11,19 @@ from pathlib import Path
 
 from adaptool.api.door import Door, Progress
 from adaptool.engine.compare import ComparingOutlet
+from adaptool.engine.reversing import Reversing
 from adaptool.engine.run import run
 from adaptool.engine.write import write_model
 from adaptool.errors import UsageError
 from adaptool.findings import Code
-from adaptool.layouts import decode
 from adaptool.model.options import Machine, MergeOptions, Strength
 from adaptool.model.plan import Plan
-from adaptool.model.reading import BaseNames, Reading
 from adaptool.model.receipt import RECEIPT
 from adaptool.model.results import MergeResult, MergeStats, VerifyResult
-from adaptool.ops.merge import Part, plan_merge
+from adaptool.ops.merge import plan_merge
+from adaptool.ops.parts import opened_parts
+from adaptool.ops.reversal import reversible as with_sidecar
 from adaptool.ops.verify import options_of, structure
-from adaptool.store.adapter_files import open_adapter
 from adaptool.store.checkpoint import Checkpoint, open_checkpoint
 from adaptool.store.disk import Disk
 from adaptool.store.documents import read_json_object
@@ -52,6 +52,7 @@ def merge(
     allow_drop: Sequence[str] = (),
     allow_lossy: bool = False,
     allow_pickle: bool = False,
+    reversible: bool = False,
     checksum: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -62,8 +63,9 @@ def merge(
 ) -> MergeResult:
     """Merge adapters into a base, shard by shard, into the new directory `out`.
 
-    The result is `W + sum_i w_i (f_i(W) - W)`, rounded once. Raises an AdaptoolError and leaves
-    `out` as it was where anything is wrong.
+    The result is `W + sum_i w_i (f_i(W) - W)`, rounded once. With `reversible` the sidecar
+    `adaptool.unmerge` keeps what `unmerge` needs to restore every byte of the base. Raises an
+    AdaptoolError and leaves `out` as it was where anything is wrong.
     """
     began = time.monotonic()
     options = MergeOptions().given(
@@ -84,12 +86,17 @@ def merge(
     inputs = [*map(Path, first), *(strength.path for strength in strengths)]
     with ExitStack() as stack:
         door = Door(stack, allow_pickle)
-        plan = _planned(door, Path(base), strengths, options, init_adapter)
-        preflight(target, inputs, overwrite=overwrite, need_bytes=plan.bytes, disk=used)
+        plan, opened = _planned(door, Path(base), strengths, options, init_adapter)
+        besides, need = None, plan.bytes
+        if reversible:
+            plan, reversal = with_sidecar(plan, opened)
+            besides = Reversing(reversal, machine, options.precision)
+            need += reversal.stored_bytes
+        preflight(target, inputs, overwrite=overwrite, need_bytes=need, disk=used)
         if dry_run:
             return _merge_result(target, plan, MergeStats(None, None), device, began, dry_run=True)
         write = partial(write_model, overwrite=overwrite, checksum=checksum, progress=progress)
-        written = write(plan, target, "merge", machine, disk=used)
+        written = write(plan, target, "merge", machine, disk=used, besides=besides)
     plan = replace(plan, findings=(*plan.findings, *written.findings))
     return _merge_result(target, plan, written.outcome.stats, written.outcome.device, began)
 
@@ -140,7 +147,7 @@ def verify(
     _check_count(strengths, weights, Path(merged))
     with ExitStack() as stack:
         door = Door(stack, allow_pickle)
-        plan = _planned(door, Path(base), strengths, options, init_adapter)
+        plan, _ = _planned(door, Path(base), strengths, options, init_adapter)
         result = stack.enter_context(open_checkpoint(Path(merged)))
         comparable, different = structure(plan, result)
         outlet = ComparingOutlet(comparable, tolerance=BYTES if exact else 1)
@@ -159,26 +166,16 @@ def _planned(
     strengths: Sequence[Strength],
     options: MergeOptions,
     init_adapter: Path | str | None,
-) -> Plan:
+) -> tuple[Plan, Checkpoint]:
     """Open everything and make the plan.
 
     The first adapter may have begun as `init_adapter`.
     """
-    stack = door.stack
-    opened: Checkpoint = stack.enter_context(open_checkpoint(door.path(base)))
-    shapes = {name: ref.shape for name, ref in opened.tensors.items()}
-    names = BaseNames(shapes, opened.config)
-    reading = Reading(options.allow_drop, options.expert_packing, base=names)
-    parts = []
-    for strength in strengths:
-        files = stack.enter_context(open_adapter(door.path(strength.path)))
-        adapter = decode(files, reading)
-        parts.append(Part(files, adapter, strength.weight))
-    if init_adapter is not None:
-        files = stack.enter_context(open_adapter(door.path(Path(init_adapter))))
-        initial = decode(files, reading)
-        parts[0] = replace(parts[0], initial=(files, initial))
-    return plan_merge(opened, parts, options)
+    opened = door.stack.enter_context(open_checkpoint(door.path(base)))
+    parts = opened_parts(
+        door.stack, door.path, opened, strengths, options=options, init_adapter=init_adapter
+    )
+    return plan_merge(opened, parts, options), opened
 
 
 def _recorded(merged: Path) -> tuple[list[float], MergeOptions]:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adaptool.combinations.draws import BLOCK_ROWS
-from adaptool.combinations.method import Combined, DeltaMethod, Deltas, Factored, Options, Rule, Tile
+from adaptool.combinations.method import (
+    Combined,
+    DeltaMethod,
+    Deltas,
+    Factored,
+    Options,
+    Rule,
+    Tile,
+)
 from adaptool.linalg.streamed import leading
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adaptool.engine.arithmetic import Arithmetic, torch_dtype
-from adaptool.engine.outlets import Outlet
+from adaptool.engine.outlets import Outlet, Watching
 from adaptool.engine.rounding import round_into
 from adaptool.engine.sampling import Sampling, sampled
 from adaptool.engine.tiles import FillJob, tile_height, tiles
@@ -94,18 +94,26 @@ class Lane:
             for start, stop in tiles(job.start, job.stop, height):
                 self._tile(job.row, start, stop, updates, outlet)
 
-    def visit(self, row: Row, updates: list[Prepared], take: Take, step: int) -> None:
+    def visit(
+        self,
+        row: Row,
+        updates: list[Prepared],
+        take: Take,
+        step: int = 1,
+        rows: tuple[int, int] | None = None,
+    ) -> None:
         """Hand every tile of a row to `take`, in order, in multiples of `step` rows.
 
-        `take` gets the tile's first row, the unmerged and the merged values, (rows, columns) in
-        the arithmetic's dtype: the lane's own buffers, valid until the next tile.
+        `rows`: only these, [start, stop). `take` gets the tile's first row, the unmerged and the
+        merged values, (rows, columns) in the arithmetic's dtype: the lane's own buffers, valid
+        until the next tile.
         """
         count, columns = row.matrix
         height = tile_height(columns, self._arithmetic.tile_elements)
         height = max(step, height // step * step)
         with self.computing():
             self._grow((height + 1) * max(1, columns))
-            for start, stop in tiles(0, count, height):
+            for start, stop in tiles(*(rows or (0, count)), height):
                 base = self._load(row.source, start * columns, (stop - start, columns))
                 out = self._out[: base.numel()].view(base.shape).copy_(base)
                 self._merge(row, start, base, out, updates)
@@ -165,6 +173,7 @@ class Lane:
         shape = (stop - start, columns)
         base = self._load(row.source, start * columns, shape)
         sampling = row.is_touched and bool(sampled(row, start, stop))
+        watching = outlet if isinstance(outlet, Watching) else None
         out = base
         if row.blends or sampling or not all(prepared.additive for prepared in updates):
             out = self._out[: base.numel()].view(shape).copy_(base)
@@ -172,6 +181,9 @@ class Lane:
         stored = self.rounded(row, start, out)
         if sampling:
             self._sampling.take(row, start, base, out, stored)
+        if watching is not None:
+            raw = self._read[: out.numel() * row.source.dtype.bits // 8]
+            watching.watch(row, start * columns, raw, out, stored)
         if row.length:
             size = row.dtype.bits // 8
             raw = self._write[: out.numel() * size]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from adaptool.engine.tiles import CopyJob
 from adaptool.model.plan import Row
 from adaptool.store.sink import Sink
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Outlet(Protocol):
@@ -20,6 +23,21 @@ class Outlet(Protocol):
 
     def copy(self, job: CopyJob) -> None:
         """A run of bytes that is the source's own."""
+        ...
+
+
+@runtime_checkable
+class Watching(Outlet, Protocol):
+    """An outlet that sees the values before they are rounded."""
+
+    def watch(
+        self, row: Row, first: int, raw: torch.Tensor, out: torch.Tensor, stored: torch.Tensor
+    ) -> None:
+        """A tile that begins at element `first`: as it was read, as computed, as it is stored.
+
+        `raw` are the source's bytes (not those where the row has blends), `out` is in the
+        arithmetic's dtype and on its device; the others on the CPU. Valid until the call returns.
+        """
         ...
 
 
@@ -42,14 +60,15 @@ class FileOutlet:
     def fill(self, row: Row, start: int, content: memoryview) -> None:
         """Write a tile at its seat."""
         self._sinks[row.file].write(row.offset + start, content)
-        self._count(row.file, len(content))
+        self.count(row.file, len(content))
 
     def copy(self, job: CopyJob) -> None:
         """Copy in the kernel."""
         self._sinks[job.file].copy_from(job.source, job.source_offset, job.offset, job.length)
-        self._count(job.file, job.length)
+        self.count(job.file, job.length)
 
-    def _count(self, file: str, length: int) -> None:
+    def count(self, file: str, length: int) -> None:
+        """`length` bytes of `file` are in their place."""
         with self._lock:
             self._missing[file] -= length
             done = not self._missing[file]

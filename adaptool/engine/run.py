@@ -12,7 +12,6 @@ from adaptool.engine.admission import admitted
 from adaptool.engine.arithmetic import Arithmetic, arithmetic, available_cores
 from adaptool.engine.outlets import Outlet
 from adaptool.engine.tiles import (
-    OBSERVED_ELEMENTS,
     TILE_ELEMENTS,
     CopyJob,
     FillJob,
@@ -20,12 +19,10 @@ from adaptool.engine.tiles import (
     copy_jobs,
     fill_jobs,
     recode_jobs,
-    tile_height,
 )
 from adaptool.model.options import Machine
 from adaptool.model.plan import Plan, Row
 from adaptool.model.results import MergeStats
-from adaptool.model.tuner import Observing
 from adaptool.store.source import Source
 
 if TYPE_CHECKING:
@@ -119,7 +116,7 @@ class _Workers:
             while (job := self._next()) is not None:
                 if isinstance(job, CopyJob):
                     self._outlet.copy(job)
-                    _forget(job.source)
+                    forget(job.source)
                     self._count(job.length)
                 else:
                     lane = lane or self._lane()
@@ -146,7 +143,7 @@ class _Workers:
             work.jobs -= 1
             if not work.jobs:
                 work.updates = None
-                _forget(job.row.source.source)
+                forget(job.row.source.source)
         self._count(_bytes(job))
 
     def _recode(self, job: RecodeJob, lane: Lane, updates: list[Prepared]) -> None:
@@ -156,32 +153,10 @@ class _Workers:
         recode(job, lane, updates, self._outlet, sampling)
 
     def _updates(self, row: Row, lane: Lane) -> list[Prepared]:
-        from adaptool.engine.lane import Prepared
-        from adaptool.tuners import tuners
+        from adaptool.engine.updates import prepared_updates
 
         fits, factors, _ = cast("tuple[Arithmetic, FactorStore, Sampling]", self._fits)
-        made = []
-        held = []  # until the device is done with them: what is let go of earlier is reused
-        with lane.computing():
-            for piece in row.pieces:
-                tuner = tuners()[piece.delta.tuner]
-                held.append(factors.factors(piece.delta))
-                update = tuner.prepare(
-                    held[-1],
-                    piece.delta.terms,
-                    piece.view,
-                    piece.weight,
-                    fits.exact,
-                )
-                made.append(Prepared(piece, update, tuner.DECLARATION.additive))
-        watching = [
-            (prepared.piece, prepared.update)
-            for prepared in made
-            if isinstance(prepared.update, Observing)
-        ]
-        if watching:
-            lane.observe(row, tile_height(row.matrix[1], OBSERVED_ELEMENTS), watching)
-        return made
+        return prepared_updates(row, lane, factors, exact=fits.exact)
 
     def _count(self, length: int) -> None:
         with self._changed:
@@ -252,11 +227,11 @@ def _bytes(job: FillJob | RecodeJob) -> int:
     return job.row.length * (job.stop - job.start) // max(1, rows)
 
 
-def _forget(source: Source) -> None:
+def forget(source: Source) -> None:
     """A source that keeps something for its next reader may let it go."""
-    forget = getattr(source, "forget", None)
-    if forget is not None:
-        forget()
+    let_go = getattr(source, "forget", None)
+    if let_go is not None:
+        let_go()
 
 
 def _join(threads: Sequence[threading.Thread]) -> None:

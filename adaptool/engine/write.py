@@ -67,7 +67,7 @@ def write_model(
         staging = stack.enter_context(opening)
         if besides is not None:
             stack.callback(besides.close)
-        outcome = _fill(plan, staging, machine, progress, tile_elements, besides)
+        outcome = _fill(plan, staging, machine, progress, tile_elements, besides=besides)
         more = besides.finish(staging) if besides is not None else ()
         lost = lost_deltas(plan, outcome.stats)
         if not single_file:
@@ -118,6 +118,7 @@ def _fill(
     machine: Machine,
     progress: Progress | None,
     tile_elements: int,
+    *,
     besides: Besides | None,
 ) -> Outcome:
     """All weights files: headers, then every seat; each is made durable behind the work."""

@@ -69,22 +69,26 @@ def _restorations(plan: Plan, base: Checkpoint) -> Iterator[Restoration]:
     made_of: dict[tuple[int, int, str], list[Row]] = {}
     for row in plan.rows:
         made_of.setdefault(_place(row.source), []).append(row)
+    sources = {id(shard.source) for shard in base.shards}
     for shard in base.shards:
         for ref in shard.header.tensors.values():
-            yield _restoration(ref, made_of.get(_place(ref), []), named.get(ref.name))
+            rows = made_of.get(_place(ref), [])
+            yield _restoration(ref, rows, named.get(ref.name), sources)
 
 
 def _place(ref: TensorRef) -> tuple[int, int, str]:
     return id(ref.source), ref.offset, ref.name
 
 
-def _restoration(ref: TensorRef, rows: list[Row], named: Row | None) -> Restoration:
-    """`rows` are made of this very tensor, `named` has its name."""
+def _restoration(
+    ref: TensorRef, rows: list[Row], named: Row | None, sources: set[int]
+) -> Restoration:
+    """`rows` are made of this very tensor, `named` has its name; `sources` are the base's."""
     copy = next((row for row in rows if row.is_copy), None)
     if copy is not None:
         return Restoration(ref, Way.COPIED, copy)
     own = next((row for row in rows if _is_own(row)), None)
-    if own is not None and _is_predicted(ref, own):
+    if own is not None and _is_predicted(ref, own, sources):
         return Restoration(ref, Way.SUBTRACTED, own)
     beside = own or (named if named is not None and named.recoded is not None else None)
     if beside is not None and (beside.dtype, beside.shape) == (ref.dtype, ref.shape):
@@ -97,7 +101,11 @@ def _is_own(row: Row) -> bool:
     return row.recoded is None and all(blend.rows is not None for blend in row.blends)
 
 
-def _is_predicted(ref: TensorRef, row: Row) -> bool:
+def _is_predicted(ref: TensorRef, row: Row, sources: set[int]) -> bool:
+    """Whether the adapters alone tell what was added to it, and it is computed with."""
+    read = {id(role.source) for piece in row.pieces for role in piece.delta.roles.values()}
+    if read & sources:
+        return False
     if not {ref.dtype.name, row.dtype.name} <= _COMPUTED or not plainly_subtracted(row):
         return False
     return bool(row.pieces) or row.dtype != ref.dtype

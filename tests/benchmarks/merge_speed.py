@@ -30,6 +30,9 @@ FOLDER = "ADAPTOOL_BENCH_FOLDER"
 # On a virtual machine the memory of a deleted output goes back to the host within seconds, and
 # getting it again costs more than a copy: whoever starts at once would have it for nothing.
 SETTLE_SECONDS = 5
+REVERSIBLE = "adaptool reversible"
+# The adapter then changes the weights by 1 %: sqrt(16) * 0.01^2 * 2 of 0.02 is 4 %.
+WEIGHT = "0.25"
 PEFT = """
 import sys, torch
 from peft import PeftModel
@@ -50,12 +53,16 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Timing:
-    """One process: seconds it ran, seconds of the sync after it, peak MiB, its own seconds."""
+    """One process: seconds it ran, seconds of the sync after it, peak MiB, its own seconds.
+
+    `sidecar`: bytes of adaptool.unmerge, as a share of the output's weights.
+    """
 
     wall: float
     sync: float
     peak: float
     own: float | None = None
+    sidecar: float | None = None
 
     @property
     def settled(self) -> float:
@@ -70,6 +77,7 @@ def contenders(inputs: Inputs, out: Path) -> dict[str, list[str]]:
     return {
         "cp -r": ["cp", "-r", base, str(out)],
         "adaptool float64": [*merge, "--precision", "float64"],
+        REVERSIBLE: [*merge, "--precision", "float64", "--reversible", "--weight", WEIGHT],
         "adaptool float32": [*merge, "--precision", "float32"],
         "PEFT": [sys.executable, "-c", PEFT, base, adapter, str(out)],
     }
@@ -95,7 +103,17 @@ def measured(command: list[str], out: Path) -> Timing:
         os.sync()
         sync = time.perf_counter() - start
         said.seek(0)
-        return Timing(wall, sync, usage.ru_maxrss / 1024, _own_seconds(said.read()))
+        own = _own_seconds(said.read())
+        return Timing(wall, sync, usage.ru_maxrss / 1024, own, _sidecar(out))
+
+
+def _sidecar(out: Path) -> float | None:
+    """The sidecar's share of the weights; None where there is none."""
+    file = out / "adaptool.unmerge"
+    if not file.exists():
+        return None
+    weights = sum(each.stat().st_size for each in out.glob("*.safetensors"))
+    return file.stat().st_size / weights
 
 
 def _environment() -> dict[str, str]:
@@ -142,6 +160,7 @@ def _median(timings: Sequence[Timing]) -> Timing:
         statistics.median(timing.sync for timing in timings),
         max(timing.peak for timing in timings),
         statistics.median(own) if own else None,
+        timings[0].sidecar,
     )
 
 
@@ -177,7 +196,16 @@ def report(timings: dict[str, list[Timing]]) -> list[str]:
         "  ".join(f"{cell:>16}" if at else f"{cell:<16}" for at, cell in enumerate(row))
         for row in rows
     ]
-    return [*lines, "", "wall, fastest to slowest: " + "; ".join(spread)]
+    return [*lines, *_reversible(medians), "", "wall, fastest to slowest: " + "; ".join(spread)]
+
+
+def _reversible(medians: dict[str, Timing]) -> list[str]:
+    """What keeping the base costs: bytes, and time next to a plain merge."""
+    found, plain = medians.get(REVERSIBLE), medians.get("adaptool float64")
+    if found is None or found.sidecar is None:
+        return []
+    ratio = _ratio(found.wall, plain.wall if plain else None)
+    return ["", f"--reversible: sidecar {found.sidecar:.2%} of the base, wall/plain {ratio}"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -113,6 +113,17 @@ PROMISED = {
         "--dtype",
         "--allow-pickle",
     },
+    "pull": {*COMMON, *WRITING, "--require-pinned", "--allow-pickle"},
+    "push": {*COMMON, "--private", "--create-pr", "--message", "--dry-run"},
+    "unmerge": {
+        *COMMON,
+        *MACHINE,
+        *WRITING,
+        "--add",
+        "--init-adapter",
+        "--exact",
+        "--allow-pickle",
+    },
     "verify": {*COMMON, *MACHINE, "--add", "--init-adapter", "--exact", "--allow-pickle"},
 }
 # Every other option of the merge, where a receipt does not give it.
@@ -130,7 +141,7 @@ GIVEN_TO_VERIFY = {
 LATER: dict[str, set[str]] = {
     "diff": set(),
     "inspect": set(),
-    "merge": {"--reversible"},
+    "merge": set(),
 }
 COMMANDS = sorted(PROMISED)
 

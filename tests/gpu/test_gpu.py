@@ -29,6 +29,7 @@ from small_pairs import (
     save_base,
     write,
 )
+from unmerging import lost
 
 pytestmark = [
     pytest.mark.gpu,
@@ -201,3 +202,18 @@ def test_auto_takes_the_device(tmp_path: Path) -> None:
     pair = write("lora", tmp_path)
     answer = ask("merge", pair.base, pair.adapter, tmp_path / "out", "--json")
     assert answer.json["device"].startswith("cuda")
+
+
+@pytest.mark.parametrize(("there", "here"), [("cuda", "cpu"), ("cpu", "cuda")])
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_what_one_device_merged_another_takes_apart(
+    dtype: str, precision: str, there: str, here: str, tmp_path: Path
+) -> None:
+    """Sums end otherwise on a GPU: the base comes back byte for byte all the same."""
+    pair = write("lora", tmp_path, dtype=dtype)
+    merged, out = tmp_path / "merged", tmp_path / "out"
+    options: dict[str, Any] = {"reversible": True, "precision": precision}
+    api.merge(pair.base, pair.adapter, merged, device=there, **options)
+    api.unmerge(merged, pair.adapter, out, exact=True, device=here)
+    assert lost(pair.base, out) == []

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @click.command("merge", short_help="Merge adapters into a base, shard by shard.")
-@click.argument("base", type=values.local_path)
-@click.argument("adapter", type=values.local_path)
+@click.argument("base", type=values.artifact)
+@click.argument("adapter", type=values.artifact)
 @click.argument("out", type=values.local_path)
 @options.adding
 @options.arithmetic(receipt=False)
@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     "--allow-lossy",
     is_flag=True,
     help="With --quantized keep: write even where less than half of a delta survives.",
+)
+@click.option(
+    "--reversible",
+    is_flag=True,
+    help="Keep beside the weights what unmerge needs to restore every byte of BASE.",
 )
 @click.option("--checksum", is_flag=True, help="SHA-256 of every file written.")
 @options.writing
