@@ -26,7 +26,6 @@ from tuner_cases import Case, cases, make
 README = (Path(__file__).parents[2] / "README.md").read_text()
 HEAD = ("tuner", "`peft_type`", "merge", "unmerge", "resize", "combine", "to LoRA")
 MERGED = {"any": "by tiles", "rows": "by rows", "whole": "whole"}
-UNMERGED = {"exactly": "exactly", "rounding": "up to rounding", "no": "no"}
 BY_INITIAL = "with `--init-adapter`"
 WAYS = {
     "yes": ("out",),
@@ -45,7 +44,7 @@ def row(name: str) -> tuple[str, ...]:
         f"{declared.title} (`{name}`)",
         _carrier(declared),
         "replaces" if isinstance(tuner, Carrying) else _merged(declared),
-        UNMERGED[declared.invertible],
+        _unmerged(declared, tuner),
         _resized(name, declared),
         summed,
         BY_INITIAL if declared.init else summed,
@@ -73,6 +72,12 @@ def _merged(declared: Declaration) -> str:
     if declared.tile == "whole" and not declared.workspace:
         return "in two passes"
     return MERGED[declared.tile]
+
+
+def _unmerged(declared: Declaration, tuner: Tuner) -> str:
+    """A sum can be subtracted; anything else needs what a reversible merge keeps."""
+    subtracted = declared.additive and not isinstance(tuner, Carrying)
+    return "also subtracted" if subtracted else "with `--reversible`"
 
 
 def _summed(name: str, tuner: Tuner) -> str:
