@@ -150,9 +150,13 @@ def strangers() -> set[str]:
     return {entry.name for entry in pkgutil.iter_modules([str(FOLDER)])} - set(tuners())
 
 
-@cache
 def make(case: Case, root: Path, dtype: torch.dtype = torch.float32) -> Pair:
     """Write the case below `root`; once per session."""
+    return _made(case, root, dtype)
+
+
+@cache
+def _made(case: Case, root: Path, dtype: torch.dtype) -> Pair:
     example = case.example
     kind = "" if dtype is torch.float32 else f"-{dtype}"
     where = root / f"tuner-{case.tuner}-{case.place}{kind}"

@@ -66,7 +66,9 @@ def _decode_module(
         for role, ref in shared.items()
         if role not in own and tuner.DECLARATION.knows(role)
     }
-    config, roles = unmerged(config, {**own, **common})
+    roles: Mapping[str, TensorRef] = {**own, **common}
+    if name == "lora":  # PEFT up to 0.2 stored fused projections as grouped convolutions
+        config, roles = unmerged(config, roles)
     for role, ref in roles.items():
         _check_factor(role, ref, tuner.DECLARATION)
     if isinstance(tuner, Carrying):
