@@ -15,7 +15,7 @@ from tiny_models import inputs_for
 from tuner_cases import Case, Pair, make, mended, peft_merged
 
 RELATIVE = 2e-5
-every_case = tuner_cases.every_case(fast=2, elsewhere=False)
+every_case = tuner_cases.every_case(elsewhere=False)
 
 
 def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -113,6 +113,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     return next(found for found in cases() if found.tuner == request.param)
 
 
+@pytest.mark.slow
 def test_cells_are_what_happens(
     case: Case, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -35,6 +35,7 @@ def test_at_full_rank_it_merges_to_the_same_model_or_is_refused(
     _check(pair, out, tmp_path)
 
 
+@pytest.mark.slow
 @every_case()
 def test_summed_with_nothing_it_is_itself_or_is_refused(
     case: Case, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
