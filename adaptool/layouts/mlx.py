@@ -177,7 +177,7 @@ def _scaling(files: AdapterFiles, reading: Reading, rank: int) -> float:
     if reading.scale is not None:
         return reading.scale
     if reading.alpha is not None:
-        return reading.alpha / rank
+        return reading.alpha / max(1, rank)  # factors of rank 0 are refused where they are read
     message = "no lora_parameters.scale in an adapter_config.json: the scale is unknown"
     hint = "put the adapter_config.json it was trained with beside it, or give --scale F"
     raise InputError(message, code=Code.CONFIG_MISSING, file=files.source.name, hint=hint)

@@ -20,11 +20,11 @@ def told_scaling(files: AdapterFiles, reading: Reading, rank: int) -> float:
     config, rank = files.config or {}, max(rank, 1)  # what has no rank is refused for its shape
     for name in _ALPHA:
         if name in config:
-            return _number(config[name], name, files) / rank
+            return _number(config[name], name, files) / max(1, rank)
     if reading.scale is not None:
         return reading.scale
     if reading.alpha is not None:
-        return reading.alpha / rank
+        return reading.alpha / max(1, rank)
     message = "the file carries no scale, and there is no adapter_config.json beside it"
     hint = "--alpha N (or --scale F) of the training"
     raise InputError(message, code=Code.CONFIG_MISSING, file=files.source.name, hint=hint)
