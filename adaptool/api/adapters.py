@@ -14,7 +14,7 @@ from adaptool.engine.algebra import FactorAlgebra
 from adaptool.model.adapter import Adapter
 from adaptool.model.adapter_results import ConvertResult, ResizeResult
 from adaptool.model.convert_options import ConvertOptions
-from adaptool.model.options import ExpertPacking, Machine, OutputDtype
+from adaptool.model.options import ExpertPacking, Machine, OutputDtype, chosen
 from adaptool.model.reading import Reading
 from adaptool.model.resize_options import ResizeOptions
 from adaptool.ops.convert import Converted, converted
@@ -56,7 +56,15 @@ def resize(
     the errors of DoRA modules are of m (W + BA) / |W + BA|; the result is the same.
     """
     options = ResizeOptions(
-        rank, energy, error, ratio, budget, keep, min_rank, max_rank, OutputDtype(dtype)
+        rank,
+        energy,
+        error,
+        ratio,
+        budget,
+        keep,
+        min_rank,
+        max_rank,
+        chosen(OutputDtype, dtype, "--dtype"),
     )
     source = Path(adapter)
     machine = Machine(device, threads)
@@ -64,7 +72,11 @@ def resize(
         door = Door(stack, allow_pickle)
         beside = OnBase.opened(door, base, machine)
         reading = Reading(
-            tuple(allow_drop), ExpertPacking(expert_packing), alpha, scale, beside.names
+            tuple(allow_drop),
+            chosen(ExpertPacking, expert_packing, "--expert-packing"),
+            alpha,
+            scale,
+            beside.names,
         )
         read = Opened.at(door, source, reading)
         target = Path(out) if out is not None else _beside(source, read.files, "resized")
@@ -121,7 +133,11 @@ def convert(
         door = Door(stack, allow_pickle)
         beside = OnBase.opened(door, base, machine)
         reading = Reading(
-            tuple(allow_drop), ExpertPacking(expert_packing), alpha, scale, beside.names
+            tuple(allow_drop),
+            chosen(ExpertPacking, expert_packing, "--expert-packing"),
+            alpha,
+            scale,
+            beside.names,
         )
         inputs = [Opened.at(door, source, reading)]
         if init_adapter is not None:
@@ -151,7 +167,7 @@ def convert(
         out=Path(out),
         source=inputs[0].adapter.layout,
         target=options.to,
-        module_count=len({delta.module for delta in made.adapter.deltas}),
+        module_count=plan.decisions["modules"],
         carried=tuple(item.parameter for item in made.adapter.replaced),
         bytes=plan.bytes,
         relative_error=_error(made, beside, dry_run=dry_run),

@@ -15,7 +15,7 @@ from adaptool.engine.algebra import FactorAlgebra
 from adaptool.model.adapter_results import CombineResult
 from adaptool.model.algebra import Measured
 from adaptool.model.combine_options import CombineOptions, weights_for
-from adaptool.model.options import ExpertPacking, Machine, OutputDtype
+from adaptool.model.options import ExpertPacking, Machine, OutputDtype, chosen
 from adaptool.model.reading import Reading
 from adaptool.ops.combine import combined
 from adaptool.store.disk import Disk
@@ -57,7 +57,7 @@ def combine(
         density,
         majority_sign,
         seed,
-        OutputDtype(dtype),
+        chosen(OutputDtype, dtype, "--dtype"),
     )
     machine = Machine(device, threads)
     algebra = FactorAlgebra(machine)
@@ -75,7 +75,13 @@ def combine(
             Opened.at(
                 door,
                 Path(path),
-                Reading(tuple(allow_drop), ExpertPacking(expert_packing), one, other, beside.names),
+                Reading(
+                    tuple(allow_drop),
+                    chosen(ExpertPacking, expert_packing, "--expert-packing"),
+                    one,
+                    other,
+                    beside.names,
+                ),
                 weight,
             )
             for path, weight, one, other in each

@@ -14,7 +14,7 @@ from adaptool.engine.extraction import DifferenceExtractor
 from adaptool.model.adapter_results import ExtractedModule, ExtractResult
 from adaptool.model.algebra import Measured
 from adaptool.model.extract_options import ExtractOptions
-from adaptool.model.options import Machine, OutputDtype
+from adaptool.model.options import Machine, OutputDtype, chosen
 from adaptool.ops.extract import Extracted, extracted
 from adaptool.ops.provenance import base_input
 from adaptool.store.checkpoint import open_checkpoint
@@ -43,7 +43,7 @@ def extract(
     Every matrix at `rank`, or at the least rank that keeps `energy` of its squares; `exact` never
     takes a randomised subspace. What is no matrix is carried whole.
     """
-    options = ExtractOptions(rank, energy, OutputDtype(dtype), exact)
+    options = ExtractOptions(rank, energy, chosen(OutputDtype, dtype, "--dtype"), exact)
     machine = Machine(device, threads)
     extractor = DifferenceExtractor(machine, exact=exact)
     with ExitStack() as stack:

@@ -84,12 +84,15 @@ class Writing:
         single = single_file(self.out)
         target = layout or (adapter.layout if adapter.layout in writable() else "peft")
         destination = Destination(self.out.name if single else None, bake, base)
-        body, dropped = encoded(adapter, target, destination, allow_drop)
+        body, kept, dropped = encoded(adapter, target, destination, allow_drop)
         plan = adapter_plan(
             body,
             inputs=sources.entries,
             options=options,
-            decisions={"dropped": sorted({*adapter.dropped, *dropped})},
+            decisions={
+                "dropped": sorted({*adapter.dropped, *dropped}),
+                "modules": len({delta.module for delta in kept.deltas}),
+            },
             companions=() if single else sources.companions,
         )
         preflight(

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from adaptool.dtypes import Dtype
 from adaptool.layouts.peft_modules import MHA_OUT, parameter_paths, pattern_name
 from adaptool.layouts.pipeline_names import COMPONENTS, bare, is_of_pipeline
 from adaptool.model.adapter import Adapter, Delta, Form, Replaced
@@ -344,8 +343,3 @@ def _canonical(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(body.get(name), list | tuple | set):
             body[name] = sorted(body[name])
     return body
-
-
-def stored_dtype(refs: Iterable[TensorRef]) -> Dtype:
-    """The widest dtype among the refs: what newly made factors are written in by default."""
-    return max((ref.dtype for ref in refs), key=lambda dtype: dtype.bits)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from adaptool.errors import UsageError
 from adaptool.findings import Code
@@ -126,10 +126,17 @@ def _like(name: str, current: object, value: Any) -> Any:  # noqa: ANN401 - see 
     if isinstance(current, tuple) and value is not None:
         return tuple(value)
     if isinstance(current, StrEnum) and value is not None:
-        known = [str(kind) for kind in type(current)]
-        if value not in known:
-            flag = f"--{name.replace('_', '-')}"
-            message = f"{value!r} is none of {', '.join(known)}"
-            raise UsageError(message, code=Code.USAGE, field=flag)
-        return type(current)(value)
+        return chosen(type(current), value, f"--{name.replace('_', '-')}")
     return value
+
+
+Kind = TypeVar("Kind", bound=StrEnum)
+
+
+def chosen(kinds: type[Kind], value: str, flag: str) -> Kind:
+    """The kind that `value` names; UsageError where it names none."""
+    known = [str(kind) for kind in kinds]
+    if value not in known:
+        message = f"{value!r} is none of {', '.join(known)}"
+        raise UsageError(message, code=Code.USAGE, field=flag)
+    return kinds(value)

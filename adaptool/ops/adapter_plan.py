@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from adaptool.findings import Finding
-from adaptool.model.adapter import Adapter
 from adaptool.model.encoding import Encoded
 from adaptool.model.options import Precision
 from adaptool.model.plan import Document, OutputFile, Plan, Row
-from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.header import tensor_bytes
 
 # Modules whose rows stand together: as many workers can compute at once.
@@ -79,8 +77,3 @@ def _in_waves(rows: Sequence[Row]) -> list[Row]:
 def _interleaved(wave: Sequence[Sequence[Row]]) -> list[Row]:
     longest = max(map(len, wave), default=0)
     return [group[place] for place in range(longest) for group in wave if place < len(group)]
-
-
-def companions_of(adapters: Sequence[tuple[AdapterFiles, Adapter]]) -> tuple[Path, ...]:
-    """Tokenizer files that the first adapter brings along."""
-    return adapters[0][0].companions if adapters else ()

@@ -26,8 +26,8 @@ def single_file(out: Path) -> bool:
 
 def encoded(
     adapter: Adapter, layout: str, destination: Destination, allow_drop: Sequence[str] = ()
-) -> tuple[Encoded, tuple[str, ...]]:
-    """The adapter in `layout`, and the names of tensors that were left out as allowed.
+) -> tuple[Encoded, Adapter, tuple[str, ...]]:
+    """The adapter in `layout`, what is kept of it, and the names of tensors left out as allowed.
 
     MismatchError (exit 4) lists what the layout cannot hold and `allow_drop` does not name.
     """
@@ -47,7 +47,7 @@ def encoded(
     if not kept.deltas and not kept.replaced:
         message = f"{layout} can hold none of its {len(adapter.deltas)} modules"
         raise MismatchError(message, code=Code.LAYOUT_CANNOT_HOLD, file=adapter.name)
-    return target.encode(kept, destination), dropped
+    return target.encode(kept, destination), kept, dropped
 
 
 def _check_suffix(layout: str, destination: Destination) -> None:
