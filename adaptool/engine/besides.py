@@ -9,7 +9,7 @@ from typing import Protocol
 from adaptool.engine.outlets import FileOutlet, Outlet
 from adaptool.model.receipt import OutputEntry
 from adaptool.store.sink import Sink
-from adaptool.store.staging import Staging
+from adaptool.store.stage import Stage
 
 
 class Besides(Protocol):
@@ -22,7 +22,7 @@ class Besides(Protocol):
         """
         ...
 
-    def finish(self, staging: Staging) -> Sequence[OutputEntry]:
+    def finish(self, stage: Stage) -> Sequence[OutputEntry]:
         """All seats are filled: write further files."""
         ...
 

@@ -18,7 +18,7 @@ from adaptool.engine.tiles import CopyJob
 from adaptool.model.plan import Row
 from adaptool.model.receipt import OutputEntry
 from adaptool.store.sink import Sink
-from adaptool.store.staging import Staging
+from adaptool.store.stage import Stage
 
 if TYPE_CHECKING:
     import torch
@@ -39,9 +39,9 @@ class Bounding:
         del sinks, folder
         return _BoundingOutlet(files, self)
 
-    def finish(self, staging: Staging) -> Sequence[OutputEntry]:
+    def finish(self, stage: Stage) -> Sequence[OutputEntry]:
         """No further files."""
-        del staging
+        del stage
         return ()
 
     def close(self) -> None:

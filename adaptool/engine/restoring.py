@@ -19,7 +19,7 @@ from adaptool.model.receipt import OutputEntry
 from adaptool.store.sidecar import Way, digest, read_stream
 from adaptool.store.sink import Sink
 from adaptool.store.source import Source
-from adaptool.store.staging import Staging
+from adaptool.store.stage import Stage
 from adaptool.store.tensors import TensorRef
 
 _CORRECTED = frozenset({Way.SUBTRACTED, Way.BESIDE})
@@ -69,9 +69,9 @@ class Restoring:
         del folder
         return _RestoringOutlet(files, sinks, self._memory, self._sidecar)
 
-    def finish(self, staging: Staging) -> Sequence[OutputEntry]:
+    def finish(self, stage: Stage) -> Sequence[OutputEntry]:
         """No further files."""
-        del staging
+        del stage
         return ()
 
     def close(self) -> None:

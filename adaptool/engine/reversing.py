@@ -32,7 +32,7 @@ from adaptool.store.sidecar import (
 from adaptool.store.sink import Sink
 from adaptool.store.source import Source
 from adaptool.store.spill import Spill
-from adaptool.store.staging import Staging
+from adaptool.store.stage import Stage
 from adaptool.store.tensors import TensorRef
 from adaptool.tuners import tuners
 
@@ -72,9 +72,9 @@ class Reversing:
         """Give the working file back."""
         self._stack.close()
 
-    def finish(self, staging: Staging) -> Sequence[OutputEntry]:
+    def finish(self, stage: Stage) -> Sequence[OutputEntry]:
         """Subtract what was not watched, compare every block, write the sidecar."""
-        payload = staging.placement.payload
+        payload = stage.payload
         files = {row.file for one in self._reversal.tensors for row in [one.row] if row is not None}
         sources = {
             name: self._stack.enter_context(LocalSource(payload / name)) for name in sorted(files)
@@ -87,7 +87,7 @@ class Reversing:
         }
         streams = {**self._recorder.streams, **self._subtracted(merged)}
         coded = self._coded(merged, streams)
-        return [self._write(staging, coded)]
+        return [self._write(stage, coded)]
 
     def _subtracted(
         self, merged: Mapping[str, TensorRef]
@@ -158,7 +158,7 @@ class Reversing:
         offset = sparse[0] if coding is Coding.SPARSE and sparse else self._spill.append(stream)
         return _Coded(block, self._spill, offset)
 
-    def _write(self, staging: Staging, coded: Sequence[Sequence[_Coded]]) -> OutputEntry:
+    def _write(self, stage: Stage, coded: Sequence[Sequence[_Coded]]) -> OutputEntry:
         """Header, documents, streams."""
         kept, contents = [], []
         for role, document in self._reversal.documents:
@@ -174,12 +174,12 @@ class Reversing:
         streams = [each for blocks in coded for each in blocks]
         start = len(header) + sum(map(len, contents))
         size = start + sum(each.block.length for each in streams)
-        sink = staging.sink(SIDECAR, size)
+        sink = stage.sink(SIDECAR, size)
         sink.write(0, memoryview(header + b"".join(contents)))
         for each in streams:
             sink.copy_from(each.source, each.offset, start, each.block.length)
             start += each.block.length
-        staging.finished(sink)
+        stage.finished(sink)
         return OutputEntry(SIDECAR, size)
 
 

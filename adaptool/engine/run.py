@@ -6,11 +6,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from adaptool.engine.admission import admitted
 from adaptool.engine.arithmetic import Arithmetic, arithmetic, available_cores
 from adaptool.engine.outlets import Outlet
+from adaptool.engine.stretches import Visitors, stretches
 from adaptool.engine.tiles import (
     TILE_ELEMENTS,
     CopyJob,
@@ -52,34 +54,51 @@ class _RowWork:
     updates: list[Prepared] | None = None
 
 
-class _Workers:
-    """The shared state of one run: the jobs left, the first error, the progress."""
+@dataclass(frozen=True, slots=True)
+class _Computing:
+    """What computing takes; made once, since it imports torch."""
 
-    def __init__(self, plan: Plan, outlet: Outlet, progress: Progress | None) -> None:
-        self._plan, self._outlet, self._progress = plan, outlet, progress
-        self._copies: deque[CopyJob] = deque(copy_jobs(plan.rows))
+    fits: Arithmetic
+    factors: FactorStore
+    sampling: Sampling
+
+
+class _Count:
+    """Bytes that are in their seats, of all that a run fills."""
+
+    def __init__(self, rows: Sequence[Row], progress: Progress | None) -> None:
+        self._total = sum(row.length for row in rows)
+        self._progress = progress
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, length: int) -> None:
+        with self._lock:
+            self._done += length
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+
+
+class _Workers:
+    """The shared state of one stretch: the jobs left, the first error."""
+
+    def __init__(self, rows: Sequence[Row], outlet: Outlet, count: _Count) -> None:
+        self._outlet, self._count = outlet, count
+        self._copies: deque[CopyJob] = deque(copy_jobs(rows))
         self._fills: deque[FillJob | RecodeJob] = deque()
         self._changed = threading.Condition()
         self._ready = False
         self.error: BaseException | None = None
         self._stop = False
-        self._done = 0
-        self._total = sum(row.length for row in plan.rows)
         self._work: dict[str, _RowWork] = {}
-        self._fits: tuple[Arithmetic, FactorStore, Sampling] | None = None
+        self._computing: _Computing | None = None
 
-    def start_computing(
-        self,
-        fits: Arithmetic,
-        factors: FactorStore,
-        sampling: Sampling,
-        jobs: Sequence[FillJob | RecodeJob],
-    ) -> None:
+    def start_computing(self, computing: _Computing, jobs: Sequence[FillJob | RecodeJob]) -> None:
         """torch is there: the computing jobs may be taken."""
         for job in jobs:
             self._work.setdefault(job.row.name, _RowWork(0)).jobs += 1
         with self._changed:
-            self._fits = (fits, factors, sampling)
+            self._computing = computing
             self._fills.extend(jobs)
             self._ready = True
             self._changed.notify_all()
@@ -127,8 +146,8 @@ class _Workers:
     def _lane(self) -> Lane:
         from adaptool.engine.lane import Lane
 
-        fits, _, sampling = cast("tuple[Arithmetic, FactorStore, Sampling]", self._fits)
-        return Lane(fits, sampling)
+        computing = cast("_Computing", self._computing)
+        return Lane(computing.fits, computing.sampling)
 
     def _fill(self, job: FillJob | RecodeJob, lane: Lane) -> None:
         work = self._work[job.row.name]
@@ -149,20 +168,13 @@ class _Workers:
     def _recode(self, job: RecodeJob, lane: Lane, updates: list[Prepared]) -> None:
         from adaptool.engine.recoding import recode
 
-        _, _, sampling = cast("tuple[Arithmetic, FactorStore, Sampling]", self._fits)
-        recode(job, lane, updates, self._outlet, sampling)
+        recode(job, lane, updates, self._outlet, cast("_Computing", self._computing).sampling)
 
     def _updates(self, row: Row, lane: Lane) -> list[Prepared]:
         from adaptool.engine.updates import prepared_updates
 
-        fits, factors, _ = cast("tuple[Arithmetic, FactorStore, Sampling]", self._fits)
-        return prepared_updates(row, lane, factors, exact=fits.exact)
-
-    def _count(self, length: int) -> None:
-        with self._changed:
-            self._done += length
-            if self._progress is not None:
-                self._progress(self._done, self._total)
+        computing = cast("_Computing", self._computing)
+        return prepared_updates(row, lane, computing.factors, exact=computing.fits.exact)
 
 
 def run(
@@ -172,51 +184,86 @@ def run(
     *,
     progress: Progress | None = None,
     tile_elements: int = TILE_ELEMENTS,
+    hands_over: bool = False,
+    opening: Callable[[Sequence[str]], None] | None = None,
 ) -> Outcome:
     """Fill every seat of the plan; raises the first worker's error.
 
-    ResourceError where a tensor that is needed whole does not fit the memory.
+    `opening` is told the files that are filled next; with `hands_over` that is one after the
+    other. ResourceError where a tensor that is needed whole does not fit the memory.
 
     The result's bytes do not depend on `machine` or `tile_elements`.
     """
-    workers = _Workers(plan, outlet, progress)
-    threads = admitted([row.computed for row in plan.rows], machine.threads or available_cores())
-    first = [
+    count = _Count(plan.rows, progress)
+    computing: _Computing | None = None
+    parts = stretches(plan, hands_over=hands_over)
+    with Visitors(parts) as visitors:
+        for place, stretch in enumerate(parts):
+            if opening is not None:
+                opening(stretch.opens)
+            visitors.bring(place)
+            made = partial(_computing, plan, machine, tile_elements, computing)
+            computing = _filled(stretch.rows, outlet, machine, count, made)
+    if computing is None:
+        return Outcome("cpu", MergeStats(None, None))
+    return Outcome(str(computing.fits.device), computing.sampling.stats(plan.rows))
+
+
+def _filled(
+    rows: Sequence[Row],
+    outlet: Outlet,
+    machine: Machine,
+    count: _Count,
+    computing: Callable[[Sequence[Row]], _Computing | None],
+) -> _Computing | None:
+    """Fill these rows; torch is imported while the copies are running."""
+    workers = _Workers(rows, outlet, count)
+    threads = admitted([row.computed for row in rows], machine.threads or available_cores())
+    started = [
         threading.Thread(target=workers.loop, name=f"adaptool-{place}", daemon=True)
         for place in range(threads)
     ]
-    _read_ahead(plan)
-    for thread in first:
+    _read_ahead(rows)
+    for thread in started:
         thread.start()
     try:
-        outcome = _compute(plan, workers, machine, tile_elements)
-        _join(first)
+        made = computing(rows)
+        _hand_out(workers, rows, made)
+        _join(started)
     except BaseException:
         workers.stop()
-        _join(first)
+        _join(started)
         raise
     if workers.error is not None:
         raise workers.error
-    return outcome()
+    return made
 
 
-def _compute(
-    plan: Plan, workers: _Workers, machine: Machine, tile_elements: int
-) -> Callable[[], Outcome]:
-    """Import torch (the copies are running meanwhile) and hand out the computing jobs."""
-    if all(row.is_copy for row in plan.rows):
-        workers.start_copying()
-        return lambda: Outcome("cpu", MergeStats(None, None))
+def _computing(
+    plan: Plan,
+    machine: Machine,
+    tile_elements: int,
+    made: _Computing | None,
+    rows: Sequence[Row],
+) -> _Computing | None:
+    """What `rows` are computed with: what was made before, None where all are copies."""
+    if made is not None or all(row.is_copy for row in rows):
+        return made
     from adaptool.engine.factors import FactorStore
     from adaptool.engine.sampling import Sampling
 
     fits = arithmetic(machine, plan.precision, tile_elements)
-    sampling = Sampling()
+    return _Computing(fits, FactorStore(fits), Sampling())
+
+
+def _hand_out(workers: _Workers, rows: Sequence[Row], computing: _Computing | None) -> None:
+    if computing is None:
+        workers.start_copying()
+        return
     # A recoded weight is one job, however large: the long ones first.
-    jobs: list[FillJob | RecodeJob] = [*recode_jobs(plan.rows)]
-    jobs += fill_jobs(plan.rows, fits.tile_elements)
-    workers.start_computing(fits, FactorStore(fits), sampling, jobs)
-    return lambda: Outcome(str(fits.device), sampling.stats(plan.rows))
+    jobs: list[FillJob | RecodeJob] = [*recode_jobs(rows)]
+    jobs += fill_jobs(rows, computing.fits.tile_elements)
+    workers.start_computing(computing, jobs)
 
 
 def _bytes(job: FillJob | RecodeJob) -> int:
@@ -241,10 +288,10 @@ def _join(threads: Sequence[threading.Thread]) -> None:
             thread.join(POLL_SECONDS)
 
 
-def _read_ahead(plan: Plan) -> None:
+def _read_ahead(rows: Sequence[Row]) -> None:
     """Ask the kernel for the first bytes of what will be computed."""
     left = READ_AHEAD_BYTES
-    for row in plan.rows:
+    for row in rows:
         advise = getattr(row.source.source, "advise", None)
         if row.is_copy or advise is None:
             continue

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adaptool.engine.arithmetic import check_device
@@ -16,14 +17,14 @@ from adaptool.engine.run import Outcome, Progress, run
 from adaptool.engine.tiles import TILE_ELEMENTS
 from adaptool.findings import Finding
 from adaptool.model.options import Machine
-from adaptool.model.plan import Document, Plan, Row
+from adaptool.model.plan import Document, OutputFile, Plan, Row
 from adaptool.model.receipt import RECEIPT, SUMS, OutputEntry, receipt
-from adaptool.store.digest import sha256_of
 from adaptool.store.disk import Disk
 from adaptool.store.documents import encode_json
 from adaptool.store.local import LocalSource
 from adaptool.store.sink import FileSink
 from adaptool.store.source import Source, check_unchanged
+from adaptool.store.stage import Stage
 from adaptool.store.staging import Staging
 
 
@@ -59,26 +60,51 @@ def write_model(
     and is taken up by the same command.
     """
     check_device(machine)
-    kept = disk or Disk()
-    with ExitStack() as stack:
-        opening = Staging.open(
-            out, plan.digest(), kept, overwrite=overwrite, single_file=single_file
+    opening = Staging.open(
+        out, plan.digest(), disk or Disk(), overwrite=overwrite, single_file=single_file
+    )
+    with opening as staging:
+        return write_to(
+            staging,
+            plan,
+            command,
+            machine,
+            checksum=checksum,
+            progress=progress,
+            tile_elements=tile_elements,
+            bare=single_file,
+            besides=besides,
         )
-        staging = stack.enter_context(opening)
+
+
+def write_to(
+    stage: Stage,
+    plan: Plan,
+    command: str,
+    machine: Machine,
+    *,
+    checksum: bool = False,
+    progress: Progress | None = None,
+    tile_elements: int = TILE_ELEMENTS,
+    bare: bool = False,
+    besides: Besides | None = None,
+) -> Written:
+    """Fill the stage with the plan's output and publish it; `bare`: without documents."""
+    with ExitStack() as stack:
         if besides is not None:
             stack.callback(besides.close)
-        outcome = _fill(plan, staging, machine, progress, tile_elements, besides=besides)
-        more = besides.finish(staging) if besides is not None else ()
+        outcome = _fill(plan, stage, machine, progress, tile_elements, besides=besides)
+        more = besides.finish(stage) if besides is not None else ()
         lost = lost_deltas(plan, outcome.stats)
-        if not single_file:
-            _put_documents(staging, plan, command, outcome, more, checksum=checksum)
+        if not bare:
+            _put_documents(stage, plan, command, outcome, more, checksum=checksum)
         _check_unchanged(plan)
-        staging.commit()
-        return Written(outcome, (*staging.findings, *lost))
+        stage.commit()
+        return Written(outcome, (*stage.findings, *lost))
 
 
 def _put_documents(
-    staging: Staging,
+    stage: Stage,
     plan: Plan,
     command: str,
     outcome: Outcome,
@@ -87,13 +113,13 @@ def _put_documents(
     checksum: bool,
 ) -> None:
     """The small files, the checksums where asked for, and the receipt of all."""
-    outputs = [*more, *(_document(staging, document) for document in plan.documents)]
+    outputs = [*more, *(_document(stage, document) for document in plan.documents)]
     outputs += [OutputEntry(file.name, file.size) for file in plan.files]
     outputs.sort(key=lambda entry: entry.name)
     if checksum:
-        outputs = [_hashed(staging.placement.payload, entry) for entry in outputs]
-        _put(staging, SUMS, _sums(outputs))
-    _put(staging, RECEIPT, encode_json(receipt(command, plan, outputs, outcome.stats)))
+        outputs = [replace(entry, sha256=stage.digest(entry.name)) for entry in outputs]
+        _put(stage, SUMS, _sums(outputs))
+    _put(stage, RECEIPT, encode_json(receipt(command, plan, outputs, outcome.stats)))
 
 
 def _check_unchanged(plan: Plan) -> None:
@@ -114,38 +140,70 @@ def _sources(plan: Plan) -> Iterator[Source]:
 
 def _fill(
     plan: Plan,
-    staging: Staging,
+    stage: Stage,
     machine: Machine,
     progress: Progress | None,
     tile_elements: int,
     *,
     besides: Besides | None,
 ) -> Outcome:
-    """All weights files: headers, then every seat; each is made durable behind the work."""
-    sinks: dict[str, FileSink] = {}
-    finishing: list[Future[None]] = []
-    seated: dict[str, list[Row]] = {file.name: [] for file in plan.files}
-    for row in plan.rows:
-        seated[row.file].append(row)
-    with ThreadPoolExecutor(1, thread_name_prefix="adaptool-fsync") as finisher:
-
-        def finish(name: str) -> None:
-            finishing.append(finisher.submit(staging.finished, sinks[name]))
-
-        files = FileOutlet(sinks, finish)
-        for file in plan.files:
-            sinks[file.name] = staging.sink(file.name, file.size)
-            sinks[file.name].write(0, memoryview(file.header))
-            seats = seated[file.name]
-            _fill_gaps(sinks[file.name], len(file.header), seats)
-            files.expect(file.name, sum(row.length for row in seats))
-        outlet: Outlet = files
+    """All weights files: headers, then every seat; each is finished behind the work."""
+    with ThreadPoolExecutor(1, thread_name_prefix="adaptool-finish") as finisher:
+        files = _Files(plan, stage, finisher)
+        outlet: Outlet = files.outlet
         if besides is not None:
-            outlet = besides.outlet(files, sinks, staging.placement.partial)
-        outcome = run(plan, outlet, machine, progress=progress, tile_elements=tile_elements)
-        for future in finishing:
-            future.result()
+            outlet = besides.outlet(files.outlet, files.sinks, stage.folder)
+        outcome = run(
+            plan,
+            outlet,
+            machine,
+            progress=progress,
+            tile_elements=tile_elements,
+            hands_over=stage.hands_over,
+            opening=files.open,
+        )
+        files.wait(until=0)
     return outcome
+
+
+class _Files:
+    """The weights files of one plan, opened when they are filled, finished beside the work."""
+
+    def __init__(self, plan: Plan, stage: Stage, finisher: ThreadPoolExecutor) -> None:
+        self._plan, self._stage, self._finisher = plan, stage, finisher
+        self._finishing: deque[Future[None]] = deque()
+        self.sinks: dict[str, FileSink] = {}
+        self.outlet = FileOutlet(self.sinks, self._finish)
+
+    def open(self, names: Sequence[str]) -> None:
+        """Reserve the files that are filled next.
+
+        Where finished files leave, all have left but the one before.
+        """
+        if self._stage.hands_over and names:
+            self.wait(until=1)
+        seated: dict[str, list[Row]] = {name: [] for name in names}
+        for row in self._plan.rows:
+            if row.file in seated:
+                seated[row.file].append(row)
+        for file in self._plan.files:
+            if file.name in seated:
+                self._begin(file, seated[file.name])
+
+    def wait(self, *, until: int) -> None:
+        """Wait until at most `until` files are being finished; raises what went wrong."""
+        while len(self._finishing) > until:
+            self._finishing.popleft().result()
+
+    def _begin(self, file: OutputFile, seats: Sequence[Row]) -> None:
+        sink = self.sinks[file.name] = self._stage.sink(file.name, file.size)
+        sink.write(0, memoryview(file.header))
+        _fill_gaps(sink, len(file.header), seats)
+        self.outlet.expect(file.name, sum(row.length for row in seats))
+
+    def _finish(self, name: str) -> None:
+        """The file has its last byte."""
+        self._finishing.append(self._finisher.submit(self._stage.finished, self.sinks[name]))
 
 
 def _fill_gaps(sink: FileSink, start: int, rows: Sequence[Row]) -> None:
@@ -157,26 +215,21 @@ def _fill_gaps(sink: FileSink, start: int, rows: Sequence[Row]) -> None:
         start = max(start, end)
 
 
-def _document(staging: Staging, document: Document) -> OutputEntry:
+def _document(stage: Stage, document: Document) -> OutputEntry:
     if document.copy_of is None:
-        _put(staging, document.name, document.content or b"")
+        _put(stage, document.name, document.content or b"")
         return OutputEntry(document.name, len(document.content or b""))
     with LocalSource(document.copy_of) as source:
-        sink = staging.sink(document.name, source.size)
+        sink = stage.sink(document.name, source.size)
         sink.copy_from(source, 0, 0, source.size)
-        staging.finished(sink)
+        stage.finished(sink)
         return OutputEntry(document.name, source.size)
 
 
-def _put(staging: Staging, name: str, content: bytes) -> None:
-    sink = staging.sink(name, len(content))
+def _put(stage: Stage, name: str, content: bytes) -> None:
+    sink = stage.sink(name, len(content))
     sink.write(0, memoryview(content))
-    staging.finished(sink)
-
-
-def _hashed(folder: Path, entry: OutputEntry) -> OutputEntry:
-    with LocalSource(folder / entry.name) as source:
-        return OutputEntry(entry.name, entry.bytes, sha256_of(source))
+    stage.finished(sink)
 
 
 def _sums(outputs: Sequence[OutputEntry]) -> bytes:

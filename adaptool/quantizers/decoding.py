@@ -7,11 +7,12 @@ bytes happen to be computed.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from adaptool.model.quantizer import Packed
 from adaptool.quantizers import quantizers
-from adaptool.store.source import check_unchanged
+from adaptool.store.source import Source, check_unchanged
 from adaptool.store.tensors import TensorRef
 
 if TYPE_CHECKING:
@@ -112,6 +113,10 @@ class DecodedSource:
         """Let go of what was kept."""
         with self._lock:
             self._parts, self._latest = None, None
+
+    def beneath(self) -> Iterable[Source]:
+        """The files that hold its parts."""
+        return [ref.source for ref in self.packed.roles.values()]
 
     def check_unchanged(self) -> None:
         """IntegrityError where a file that holds a part changed since it was opened."""

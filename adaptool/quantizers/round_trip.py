@@ -7,10 +7,11 @@ be turned into what those decode to, bit for bit as bitsandbytes does it on a CP
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from adaptool.quantizers.four_bit_encoding import quantize_dequantize
-from adaptool.store.source import check_unchanged
+from adaptool.store.source import Source, check_unchanged
 from adaptool.store.tensors import TensorRef
 
 if TYPE_CHECKING:
@@ -66,6 +67,10 @@ class RoundTripSource:
         """Let go of the decoded weight."""
         with self._lock:
             self._decoded = None
+
+    def beneath(self) -> Iterable[Source]:
+        """The file that holds the weight."""
+        return [self._ref.source]
 
     def check_unchanged(self) -> None:
         """IntegrityError where the file changed since it was opened."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
 
 
 class Source(Protocol):
@@ -25,6 +26,40 @@ class Source(Protocol):
     def close(self) -> None:
         """Let go of the handle."""
         ...
+
+
+@runtime_checkable
+class Visiting(Protocol):
+    """A source that is brought here for a while: a shard of a model that lies elsewhere."""
+
+    def arrive(self) -> None:
+        """Bring all of it here, whatever it takes; does nothing where it is here.
+
+        Called from another thread than the readers', and again after `leave`.
+        """
+        ...
+
+    def leave(self) -> None:
+        """Give its room back; an arrival that is under way in another thread is broken off."""
+        ...
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """A source whose bytes are made of others'."""
+
+    def beneath(self) -> Iterable[Source]:
+        """The sources that it reads."""
+        ...
+
+
+def visited(source: Source) -> Iterable[Visiting]:
+    """The sources, itself or beneath it, that must be brought here before it can be read."""
+    if isinstance(source, Visiting):
+        yield source
+    elif isinstance(source, Layered):
+        for each in source.beneath():
+            yield from visited(each)
 
 
 def check_unchanged(source: Source) -> None:

@@ -32,8 +32,10 @@ from adaptool.errors import (
     ResourceError,
 )
 from adaptool.findings import Code, Finding, Severity
+from adaptool.store.digest import sha256_of
 from adaptool.store.disk import Disk, identity
 from adaptool.store.journal import Journal, read_journal, write_journal
+from adaptool.store.local import LocalSource
 from adaptool.store.lock import OutputLock, Publication
 from adaptool.store.occupied import check_replaceable, files_under, is_published
 from adaptool.store.placement import Placement, place
@@ -124,6 +126,26 @@ class Staging:
             cleanup.callback(self._lock.release, keep=self._publishing and not self._committed)
             if not self._committed and not self._publishing and not _is_resumable(error):
                 self._disk.rmtree(self.placement.partial)
+
+    @property
+    def hands_over(self) -> bool:
+        """No: files stay until all of them are published."""
+        return False
+
+    @property
+    def folder(self) -> Path:
+        """The staging directory, for working files."""
+        return self.placement.partial
+
+    @property
+    def payload(self) -> Path:
+        """The directory that becomes OUT."""
+        return self.placement.payload
+
+    def digest(self, name: str) -> str:
+        """sha256 of a finished file, in hexadecimal; reads it."""
+        with LocalSource(self.payload / name) as source:
+            return sha256_of(source)
 
     def sink(self, name: str, size: int) -> FileSink:
         """The file `name` (relative, forward slashes) of the output, `size` bytes, preallocated."""
