@@ -18,12 +18,17 @@ An error is one line that names file, tensor and field with the numbers; `hint` 
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from typing import ClassVar
 
 from adaptool.findings import Code, Finding, Severity
 
 MOST_ERRORS = 20
+# Tokens of the Hub, the query of a signed address, credentials in a header or an address.
+_SECRETS = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=\?)\S+|(?i:bearer)\s+\S+|(?<=://)[^\s/@]+(?=@)")
+_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 class AdaptoolError(Exception):
@@ -166,3 +171,12 @@ def gathered(errors: Sequence[AdaptoolError]) -> AdaptoolError:
     first = errors[0]
     first.others = tuple(errors[1:MOST_ERRORS])
     return first
+
+
+def without_secrets(text: str) -> str:
+    """`text` without access tokens, signed addresses and credentials: what may be shown."""
+    for name in _SECRET_VARIABLES:  # a Hub of one's own may have other tokens
+        value = os.environ.get(name, "").strip()
+        if len(value) >= 8:
+            text = text.replace(value, "***")
+    return _SECRETS.sub("***", text)

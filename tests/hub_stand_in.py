@@ -2,71 +2,69 @@
 
 The client (`huggingface_hub`) is never mocked: HF_ENDPOINT points at this server, which answers on
 the loopback interface from memory. Endpoints as seen on the wire with huggingface_hub 2.4: model
-info, tree, resolve (ranges, ETag, X-Repo-Commit), preupload, LFS batch with basic transfer, commit,
-create. It has no Xet. Its refusals carry the headers by which the client tells them apart.
+info, tree, resolve (ranges, ETag, X-Repo-Commit), preupload, LFS batch with basic and multipart
+transfer, commit, create, and tokens for Xet where it is given a store (tests/hub_xet.py).
+Its refusals carry the headers by which the client tells them apart.
 
     with StandIn() as hub:
         hub.add("me/adapter", {"adapter_model.safetensors": weights})
         hub.when("GET", "/resolve/", Drop(after=1000))
 
-What it does not imitate: git itself, storage quotas, redirects to a content delivery network.
+`cdn` is another server that large files are redirected to, as the Hub does with signed addresses.
+What it does not imitate: git itself, storage quotas, signatures that expire.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import re
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-LFS_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".unmerge")
+from hub_endpoints import ROUTES, Call
+from hub_requests import (
+    Before,
+    Corrupt,
+    Drop,
+    Fault,
+    Lose,
+    Refuse,
+    Reply,
+    Repo,
+    Request,
+    json_reply,
+    missing,
+)
+
+if TYPE_CHECKING:
+    from hub_xet import XetStore
+
+__all__ = [
+    "READER",
+    "TOKEN",
+    "Before",
+    "Corrupt",
+    "Drop",
+    "Fault",
+    "Lose",
+    "Refuse",
+    "Reply",
+    "Repo",
+    "Request",
+    "StandIn",
+    "at_hand",
+    "environment",
+]
+
 TOKEN = "hf_" + "StandInTokenThatMayWrite00"
 READER = "hf_" + "StandInTokenThatMayReadOnly"
-NO_GIT = "0" * 40
-
-
-@dataclass(frozen=True)
-class Refuse:
-    """Answers with a status instead."""
-
-    status: int
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Promises the whole body, sends `after` bytes of it and closes the connection."""
-
-    after: int = 0
-
-
-@dataclass(frozen=True)
-class Corrupt:
-    """Sends a body of the right size with its last byte changed."""
-
-
-@dataclass(frozen=True)
-class Lose:
-    """Does what was asked for and closes the connection without an answer."""
-
-
-@dataclass(frozen=True)
-class Before:
-    """Does something on the server first: moves a branch, stops a process, waits for an event."""
-
-    step: Callable[[], object]
-
-
-Fault = Refuse | Drop | Corrupt | Lose | Before
 
 
 @dataclass
@@ -77,84 +75,28 @@ class _Trigger:
     times: int
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a client asked for; names of headers in lower case."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What is answered."""
-
-    status: int
-    body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class Repo:
-    """A repository: `commits` are whole trees, path to content."""
-
-    private: bool = False
-    gated: bool = False
-    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    branches: dict[str, str] = field(default_factory=dict)
-    requests: list[str] = field(default_factory=list)
-
-    def commit(self, files: Mapping[str, bytes], branch: str = "main") -> str:
-        """A new commit with exactly these files at the head of `branch`."""
-        seed = repr((len(self.commits), branch, sorted(files))).encode()
-        oid = hashlib.sha1(seed, usedforsecurity=False).hexdigest()
-        self.commits[oid] = dict(files)
-        self.branches[branch] = oid
-        return oid
-
-    @property
-    def head(self) -> str:
-        """The commit of main."""
-        return self.branches["main"]
-
-    @property
-    def files(self) -> dict[str, bytes]:
-        """What main holds."""
-        return self.commits[self.head]
-
-
-def _json(body: Any, status: int = 200, **headers: str) -> Reply:
-    names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Reply(status, json.dumps(body).encode(), {"Content-Type": "application/json", **names})
-
-
-def _missing(what: str) -> Reply:
-    return _json({"error": f"{what} not found"}, 404, X_Error_Code=what)
-
-
-def blob_oid(content: bytes) -> str:
-    """git's name of a file."""
-    framed = f"blob {len(content)}\0".encode() + content
-    return hashlib.sha1(framed, usedforsecurity=False).hexdigest()
-
-
-def is_lfs(path: str) -> bool:
-    """Whether the Hub keeps such a file in LFS."""
-    return path.endswith(LFS_SUFFIXES)
-
-
 class StandIn:
-    """The server; a `with` block runs it. `log` is what was asked for, in order."""
+    """The server; a `with` block runs it. `log` is what was asked for, in order.
+
+    `stored` is what lies in LFS by sha256, `parts` what was sent of it in parts of `part_size`.
+    Without `ranges` it sends a file whole whatever part of it is asked for.
+    """
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.stored: dict[str, bytes] = {}
+        self.parts: dict[tuple[str, int], bytes] = {}
+        self.part_size: int | None = None
+        self.xet: XetStore | None = None
+        self.cdn: StandIn | None = None
         self.log: list[Request] = []
         self.sent = 0
+        self.ranges = True
         self.page = 1000
         self._triggers: list[_Trigger] = []
         self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._open = 0
         self._server = _Server(self)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(
@@ -186,11 +128,37 @@ class StandIn:
         """Let the next `times` requests whose path matches `pattern` go wrong."""
         self._triggers.append(_Trigger(method, pattern, fault, times))
 
+    def forget(self) -> None:
+        """Nothing goes wrong from now on."""
+        self._triggers.clear()
+
     def asked(self, method: str, pattern: str) -> list[Request]:
         """The requests so far that match."""
         return [
             each for each in self.log if each.method == method and re.search(pattern, each.path)
         ]
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """A request is being answered inside."""
+        with self._changed:
+            self._open += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._open -= 1
+                self._changed.notify_all()
+
+    def settle(self) -> None:
+        """Waits until every request is answered, also those of a client that was killed."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._open == 0, timeout=60)
+
+    def count(self, length: int) -> None:
+        """A body of `length` bytes is about to be sent."""
+        with self._lock:
+            self.sent += length
 
     def fault(self, request: Request) -> Fault | None:
         """What goes wrong with this request, if anything."""
@@ -207,186 +175,37 @@ class StandIn:
         """The answer of a Hub that is well."""
         parts = urlsplit(request.path)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        for method, pattern, answer in _ROUTES:
+        for method, pattern, answer in ROUTES:
             match = re.fullmatch(pattern, parts.path)
             if match is not None and method == request.method:
                 values = {name: unquote(value) for name, value in match.groupdict().items()}
                 refusal = self._refusal(request, values)
-                return refusal or answer(self, _Call(values, query, body, self.url))
+                return refusal or answer(self, Call(values, query, body, self.url))
         return Reply(404)
 
     def _refusal(self, request: Request, values: Mapping[str, str]) -> Reply | None:
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
         if token not in {"", TOKEN, READER}:
             text = "Invalid credentials in Authorization header"
-            return _json({"error": text}, 401, X_Error_Message=text)
-        writing = request.method == "POST" and "validate-yaml" not in request.path
+            return json_reply({"error": text}, 401, X_Error_Message=text)
+        posts = request.method == "POST" and not re.search("validate-yaml|/lfs/", request.path)
+        writing = posts or "/xet-write-token/" in request.path
         if writing and token != TOKEN:
-            return _json({"error": "You need a token that may write"}, 403 if token else 401)
+            return json_reply({"error": "You need a token that may write"}, 403 if token else 401)
         repo = self.repos.get(values.get("repo", ""))
         if "repo" in values and (repo is None or (repo.private and not token)):
             return (
-                _json({"error": "Repository not found"}, 404 if token else 401)
+                json_reply({"error": "Repository not found"}, 404 if token else 401)
                 if (repo is not None)
-                else _missing("RepoNotFound")
+                else missing("RepoNotFound")
             )
         if repo is not None and repo.gated and token != TOKEN and "/resolve/" in request.path:
-            return _json({"error": "gated"}, 403 if token else 401, X_Error_Code="GatedRepo")
+            return json_reply({"error": "gated"}, 403 if token else 401, X_Error_Code="GatedRepo")
         return None
 
     def at(self, repo: Repo, revision: str) -> str | None:
         """The commit that a revision means."""
         return repo.branches.get(revision) or (revision if revision in repo.commits else None)
-
-
-@dataclass(frozen=True)
-class _Call:
-    values: Mapping[str, str]
-    query: Mapping[str, str]
-    body: bytes
-    url: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-def _info(hub: StandIn, call: _Call) -> Reply:
-    repo = hub.repos[call.values["repo"]]
-    commit = hub.at(repo, call.values.get("revision", "main"))
-    if commit is None:
-        return _missing("RevisionNotFound")
-    siblings = [{"rfilename": name} for name in repo.commits[commit]]
-    name = call.values["repo"]
-    return _json(
-        {"id": name, "sha": commit, "private": repo.private, "tags": [], "siblings": siblings}
-    )
-
-
-def _tree(hub: StandIn, call: _Call) -> Reply:
-    repo = hub.repos[call.values["repo"]]
-    commit = hub.at(repo, call.values["revision"])
-    if commit is None:
-        return _missing("RevisionNotFound")
-    rows = [_row(path, content) for path, content in sorted(repo.commits[commit].items())]
-    start = int(call.query.get("cursor", "0"))
-    stop = start + hub.page
-    if stop >= len(rows):
-        return _json(rows[start:])
-    path = f"{call.url}/api/models/{call.values['repo']}/tree/{commit}?recursive=true&cursor={stop}"
-    return _json(rows[start:stop], Link=f'<{path}>; rel="next"')
-
-
-def _row(path: str, content: bytes) -> dict[str, Any]:
-    row: dict[str, Any] = {"type": "file", "path": path, "size": len(content)}
-    if not is_lfs(path):
-        return {**row, "oid": blob_oid(content)}
-    sha256 = hashlib.sha256(content).hexdigest()
-    lfs = {"oid": sha256, "size": len(content), "pointerSize": 134}
-    return {**row, "oid": blob_oid(sha256.encode()), "lfs": lfs}
-
-
-def _resolve(hub: StandIn, call: _Call) -> Reply:
-    repo = hub.repos[call.values["repo"]]
-    commit = hub.at(repo, call.values["revision"])
-    if commit is None:
-        return _missing("RevisionNotFound")
-    content = repo.commits[commit].get(call.values["path"])
-    if content is None:
-        return _missing("EntryNotFound")
-    return Reply(200, content, {"X-Repo-Commit": commit, "ETag": f'"{blob_oid(content)}"'})
-
-
-def _create(hub: StandIn, call: _Call) -> Reply:
-    owner, name = call.json.get("organization") or "me", call.json["name"]
-    where = f"{call.url}/{owner}/{name}"
-    if f"{owner}/{name}" in hub.repos:
-        return _json({"error": "You already created this model repo", "url": where}, 409)
-    private = call.json.get("visibility") == "private" or bool(call.json.get("private"))
-    hub.add(f"{owner}/{name}", {".gitattributes": b""}, private=private)
-    return _json({"url": where})
-
-
-def _preupload(hub: StandIn, call: _Call) -> Reply:
-    files = hub.repos[call.values["repo"]].files
-    rows = []
-    for asked in call.json["files"]:
-        path = asked["path"]
-        row = {
-            "path": path,
-            "shouldIgnore": False,
-            "uploadMode": "lfs" if is_lfs(path) else "regular",
-        }
-        if path in files:
-            there = files[path]
-            row["oid"] = hashlib.sha256(there).hexdigest() if is_lfs(path) else blob_oid(there)
-        rows.append(row)
-    return _json({"files": rows})
-
-
-def _batch(hub: StandIn, call: _Call) -> Reply:
-    rows = []
-    for asked in call.json["objects"]:
-        row: dict[str, Any] = {"oid": asked["oid"], "size": asked["size"]}
-        if asked["oid"] not in hub.stored:
-            row["actions"] = {"upload": {"href": f"{call.url}/lfs/{asked['oid']}"}}
-        rows.append(row)
-    return _json({"transfer": "basic", "objects": rows})
-
-
-def _upload(hub: StandIn, call: _Call) -> Reply:
-    if hashlib.sha256(call.body).hexdigest() != call.values["oid"]:
-        return Reply(400)
-    hub.stored[call.values["oid"]] = call.body
-    return Reply(200)
-
-
-def _commit(hub: StandIn, call: _Call) -> Reply:
-    repo = hub.repos[call.values["repo"]]
-    lines = [json.loads(line) for line in call.body.splitlines()]
-    header = next(line["value"] for line in lines if line["key"] == "header")
-    branch = call.values["revision"]
-    if header.get("parentCommit") not in {None, repo.branches[branch]}:
-        return _json({"error": "A commit has happened since. Please refresh and try again."}, 412)
-    files = dict(repo.commits[repo.branches[branch]])
-    for line in lines:
-        value = line["value"]
-        if line["key"] == "file":
-            files[value["path"]] = base64.b64decode(value["content"])
-        elif line["key"] == "lfsFile":
-            if value["oid"] not in hub.stored:
-                return _json({"error": "LFS pointer pointed to a file that does not exist"}, 400)
-            files[value["path"]] = hub.stored[value["oid"]]
-    asks = call.query.get("create_pr") == "1"
-    target = f"refs/pr/{len(repo.requests) + 1}" if asks else branch
-    oid = repo.commit(files, target)
-    where = f"{call.url}/{call.values['repo']}"
-    body = {"success": True, "commitOid": oid, "commitUrl": f"{where}/commit/{oid}"}
-    if asks:
-        repo.requests.append(header["summary"])
-        body["pullRequestUrl"] = f"{where}/discussions/{len(repo.requests)}"
-    return _json(body)
-
-
-def _accepted(hub: StandIn, call: _Call) -> Reply:
-    del hub, call
-    return _json({"errors": [], "warnings": []})
-
-
-_REPO = r"(?P<repo>[^/]+/[^/]+)"
-_ROUTES: tuple[tuple[str, str, Callable[[StandIn, _Call], Reply]], ...] = (
-    ("POST", r"/api/repos/create", _create),
-    ("POST", r"/api/validate-yaml", _accepted),
-    ("GET", rf"/api/models/{_REPO}", _info),
-    ("GET", rf"/api/models/{_REPO}/revision/(?P<revision>[^/]+)", _info),
-    ("GET", rf"/api/models/{_REPO}/tree/(?P<revision>[^/]+)", _tree),
-    ("POST", rf"/api/models/{_REPO}/preupload/(?P<revision>[^/]+)", _preupload),
-    ("POST", rf"/api/models/{_REPO}/commit/(?P<revision>[^/]+)", _commit),
-    ("POST", rf"/{_REPO}\.git/info/lfs/objects/batch", _batch),
-    ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", _upload),
-    ("HEAD", rf"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _resolve),
-    ("GET", rf"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _resolve),
-)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -399,6 +218,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing on stderr."""
 
     def _serve(self) -> None:
+        with self.server.hub.answering():
+            self._answer()
+
+    def _answer(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length) if length else self._chunks()
         request = Request(self.command, self.path, {k.lower(): v for k, v in self.headers.items()})
@@ -427,7 +250,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, reply: Reply, fault: Fault | None = None) -> None:
         body, status, headers = reply.body, reply.status, dict(reply.headers)
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if wanted and status == 200 and "ETag" in headers:
+        if wanted and status == 200 and "ETag" in headers and self.server.hub.ranges:
             start, stop = int(wanted[1]), int(wanted[2] or len(body) - 1) + 1
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(body)}"
             body, status = body[start:stop], 206
@@ -442,8 +265,8 @@ class _Handler(BaseHTTPRequestHandler):
             body = body[: fault.after]
             self.close_connection = True
         if self.command != "HEAD":
+            self.server.hub.count(len(body))
             self.wfile.write(body)
-            self.server.hub.sent += len(body)
 
     do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815 - names that http.server looks for
 

@@ -9,6 +9,7 @@ from typing import NoReturn, Protocol
 
 from adaptool.errors import InputError, IntegrityError
 from adaptool.findings import Code
+from adaptool.remote.failures import cut_short
 from adaptool.remote.hub import Origin, RemoteFile, stream
 from adaptool.store.local import LocalSource
 from adaptool.store.safe_names import printable
@@ -83,8 +84,6 @@ class _Intake:
 
     def check(self) -> None:
         """IntegrityError where it is another file."""
-        if self.position != self._file.size:
-            self.refuse(f"has {self.position} bytes, {self._file.size} are expected")
         if self.matches:
             return
         if self._file.sha256 is not None:
@@ -102,16 +101,18 @@ def fetch(origin: Origin, file: RemoteFile, sink: Bytes, count: Count) -> str:
     """Fill the sink with the file; its sha256 in hexadecimal.
 
     What an earlier run left in the sink is taken up, what the client's cache holds is copied; both
-    count for nothing unless the digest is right. IntegrityError (exit 9) where it is not.
+    count for nothing unless the digest is right. IntegrityError (exit 9) where it is not, and for
+    more bytes than the commit says; RemoteError (exit 6) for fewer.
     `count` is told the bytes done, negative where they must be done again.
     """
     intake = _Intake(file, sink, count, origin.place)
+    if _from_cache(origin, file, intake):
+        return intake.sha256
     if sink.resumed:
+        intake.restart()
         _take_up(intake, sink)
         if intake.position == file.size and intake.matches:
             return intake.sha256
-    elif _from_cache(origin, file, intake):
-        return intake.sha256
     resumed = 0 < intake.position < file.size
     if not resumed:
         intake.restart()
@@ -158,6 +159,9 @@ def _download(origin: Origin, file: RemoteFile, intake: _Intake) -> None:
         if offset != intake.position:  # the server began again
             intake.restart()
         intake.take(chunk)
+    if intake.position < file.size:
+        where = f"{origin.place}: {printable(file.path)}"
+        raise cut_short(where, intake.position, file.size)
 
 
 def _take_up(intake: _Intake, sink: Bytes) -> None:
@@ -184,14 +188,23 @@ def _end(sink: Bytes) -> int:
     return 0
 
 
-def _from_cache(origin: Origin, file: RemoteFile, intake: _Intake) -> bool:
-    """Whether the client's cache held the file, and it was the right one."""
+def in_cache(origin: Origin, file: RemoteFile) -> Path | None:
+    """Where the client's cache holds the file, its size at least; what it holds is not read."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(origin.repo, file.path, revision=origin.commit)
-    if not isinstance(found, str) or not Path(found).is_file():
+    if not isinstance(found, str):
+        return None
+    path = Path(found)
+    return path if path.is_file() and path.stat().st_size == file.size else None
+
+
+def _from_cache(origin: Origin, file: RemoteFile, intake: _Intake) -> bool:
+    """Whether the client's cache held the file, and it was the right one."""
+    path = in_cache(origin, file)
+    if path is None:
         return False
-    with LocalSource(Path(found)) as source:
+    with LocalSource(path) as source:
         if source.size != file.size:
             return False
         while intake.position < source.size:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from adaptool.errors import RemoteError
+from adaptool.errors import RemoteError, without_secrets
 from adaptool.findings import Code
 from adaptool.store.safe_names import printable
 
@@ -18,14 +18,13 @@ TOKEN = re.compile(rb"hf_[A-Za-z0-9]{20,}")
 """A user's access token of the Hub, wherever it stands."""
 
 LONGEST_TOLD = 200
-_SECRETS = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=\?)\S+|(?i:bearer)\s+\S+")
 _LOG_IN = "log in (hf auth login) or set HF_TOKEN to a token that may {what} {repo}"
 _AGAIN = "run the same command again: it continues where it stopped"
 
 
 def redacted(text: str) -> str:
     """`text` on one line, without tokens, signed addresses and control characters."""
-    return printable(_SECRETS.sub("***", " ".join(text.split())), most=LONGEST_TOLD)
+    return printable(without_secrets(" ".join(text.split())), most=LONGEST_TOLD)
 
 
 @contextmanager
@@ -62,6 +61,12 @@ def unreached(error: Exception, place: str) -> RemoteError:
     return RemoteError(message, code=Code.NETWORK, file=place, hint=_AGAIN, retryable=True)
 
 
+def cut_short(file: str, came: int, size: int) -> RemoteError:
+    """The error where a file ended before its end; worth another try."""
+    message = f"ended after {came} of {size} bytes"
+    return RemoteError(message, code=Code.NETWORK, file=file, hint=_AGAIN, retryable=True)
+
+
 def refusal(error: HfHubHTTPError, place: str, *, writing: bool = False) -> RemoteError:
     """The error that the server's refusal is."""
     from huggingface_hub.errors import (
@@ -86,7 +91,8 @@ def _by_status(error: HfHubHTTPError, place: str, *, writing: bool) -> RemoteErr
     if status in {401, 403}:
         return RemoteError(why, code=Code.AUTHENTICATION, file=place, hint=log_in)
     if status in {409, 412}:
-        message = f"the branch moved while this was prepared (status {status}): nothing was pushed"
+        moved = "the branch moved while this was prepared: its parent commit changed"
+        message = f"{moved} (status {status}), so nothing was pushed"
         hint = "look at what was pushed meanwhile, then run the command again"
         return RemoteError(message, code=Code.REMOTE_MOVED, file=place, hint=hint, retryable=True)
     if status == 429:
@@ -128,4 +134,5 @@ def _log_in(place: str, *, writing: bool) -> str:
 
 
 def _repo(place: str) -> str:
-    return "/".join(place.removeprefix("hf://").split("@")[0].split("/")[:2])
+    """The repository's name in an address, or in an address with a file's name after a colon."""
+    return "/".join(re.split("[@:]", place.removeprefix("hf://"))[0].split("/")[:2])

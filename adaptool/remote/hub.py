@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import ERROR
 from typing import TYPE_CHECKING, TypeVar
 
 from adaptool.errors import RemoteError
 from adaptool.findings import Code
+from adaptool.remote.cached import cached_commit, cached_files, is_offline
 from adaptool.remote.failures import told
+from adaptool.store.safe_names import printable
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+    from huggingface_hub.utils import httpx
 
 T = TypeVar("T")
 
@@ -31,12 +34,16 @@ _REFUSED_FOR_NOW = frozenset({408, 429, 500, 502, 503, 504})
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a commit: its size in bytes, git's `oid` of it, and its sha256 if it is in LFS."""
+    """A file of a commit: its size in bytes, git's `oid` of it, and its sha256 if it is in LFS.
+
+    `absent`: in offline mode, a file that the client's cache does not hold.
+    """
 
     path: str
     size: int
     oid: str
     sha256: str | None
+    absent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +71,17 @@ def quiet() -> Iterator[None]:
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,
+        logging,  # sets the level when it is first imported, which may not be later
     )
 
-    logger = logging.getLogger("huggingface_hub")
-    level, bars = logger.level, not are_progress_bars_disabled()
-    logger.setLevel(logging.ERROR)
+    level, bars = logging.get_verbosity(), not are_progress_bars_disabled()
+    logging.set_verbosity(ERROR)
     if bars:
         disable_progress_bars()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logging.set_verbosity(level)
         if bars:
             enable_progress_bars()
 
@@ -87,7 +94,13 @@ def client() -> HfApi:
 
 
 def state(api: HfApi, repo: str, revision: str | None, place: str) -> RepoState:
-    """The commit that `revision` is now, and whether the repository is private."""
+    """The commit that `revision` is now, and whether the repository is private.
+
+    In offline mode the commit that it was when the client last saw it; RemoteError if never.
+    """
+    if is_offline():
+        with told(place):
+            return RepoState(cached_commit(api, repo, revision, place), private=False)
 
     def ask() -> RepoState:
         found = api.model_info(repo, revision=revision, timeout=_TIMEOUT)
@@ -100,8 +113,16 @@ def state(api: HfApi, repo: str, revision: str | None, place: str) -> RepoState:
 
 
 def tree(api: HfApi, repo: str, commit: str, place: str) -> tuple[RemoteFile, ...]:
-    """Every file of the commit, in the server's order; names are as hostile as they come."""
+    """Every file of the commit, in the server's order; names are as hostile as they come.
+
+    In offline mode what the client's cache knows of them.
+    """
     from huggingface_hub.hf_api import RepoFile
+
+    if is_offline():
+        with told(place):
+            rows = cached_files(repo, commit, place)
+        return tuple(RemoteFile(r.path, r.size, r.oid, r.sha256, r.absent) for r in rows)
 
     def ask() -> tuple[RemoteFile, ...]:
         entries = api.list_repo_tree(repo, recursive=True, revision=commit)
@@ -119,35 +140,45 @@ def stream(origin: Origin, path: str, start: int) -> Iterator[tuple[int, bytes]]
 
     A server that does not know ranges sends the file from its beginning: offsets then restart at 0.
     """
-    position, failures = start, 0
+    position, failures, place = start, 0, f"{origin.place}: {printable(path)}"
     while True:
         try:
-            with told(origin.place):
+            with told(place):
                 for offset, chunk in _one_stream(origin, path, position):
                     position, failures = offset + len(chunk), 0
                     yield offset, chunk
         except RemoteError as error:
             failures += 1
-            _wait_or_raise(error, failures)
+            wait_or_raise(error, failures)
         else:
             return
 
 
 def _one_stream(origin: Origin, path: str, start: int) -> Iterator[tuple[int, bytes]]:
+    with answered(origin, path, f"bytes={start}-" if start else None) as response:
+        offset = start if response.status_code == 206 else 0
+        for chunk in response.iter_bytes():
+            yield offset, chunk
+            offset += len(chunk)
+
+
+@contextmanager
+def answered(origin: Origin, path: str, span: str | None) -> Iterator[httpx.Response]:
+    """The answer to a request for a file of the commit, or for the `span` of it (a Range header).
+
+    The client's own errors where the Hub refuses; its body is still to be read.
+    """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     # "identity": a compressed answer has no ranges and no length to check.
     headers = {**build_hf_headers(library_name="adaptool"), "Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
+    if span is not None:
+        headers["Range"] = span
     url = hf_hub_url(origin.repo, path, revision=origin.commit, endpoint=origin.api.endpoint)
     with get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT) as response:
         hf_raise_for_status(response)
-        offset = start if response.status_code == 206 else 0
-        for chunk in response.iter_bytes():
-            yield offset, chunk
-            offset += len(chunk)
+        yield response
 
 
 def patiently(ask: Callable[[], T], place: str) -> T:
@@ -159,10 +190,14 @@ def patiently(ask: Callable[[], T], place: str) -> T:
                 return ask()
         except RemoteError as error:
             failures += 1
-            _wait_or_raise(error, failures)
+            wait_or_raise(error, failures)
 
 
-def _wait_or_raise(error: RemoteError, failures: int) -> None:
+def wait_or_raise(error: RemoteError, failures: int) -> None:
+    """Sleep as long as the server asks, or longer from failure to failure.
+
+    The error is raised where another try will not help, or not soon.
+    """
     seconds = _seconds_to_wait(error, failures)
     if not error.retryable or failures >= ATTEMPTS or seconds > LONGEST_WAIT:
         raise error

@@ -158,13 +158,27 @@ def test_same_size_with_other_bytes_is_exit_9(hub: StandIn, tmp_path: Path) -> N
         assert _left(tmp_path) == []
 
 
-@pytest.mark.parametrize("content", [FILES[WEIGHTS][:-1], FILES[WEIGHTS] + b"x"])
-def test_file_of_another_size_is_exit_9(hub: StandIn, tmp_path: Path, content: bytes) -> None:
-    """Fewer or more bytes than the commit's tree names."""
+def test_file_that_is_longer_is_exit_9(hub: StandIn, tmp_path: Path) -> None:
+    """More bytes than the commit's tree names are not that file."""
     files = hub.repos["me/adapter"].files
-    hub.when("GET", "/resolve/", Before(lambda: files.update({WEIGHTS: content})))
+    longer = {WEIGHTS: FILES[WEIGHTS] + b"x"}
+    hub.when("GET", "/resolve/", Before(lambda: files.update(longer)))
     assert refused(9, "pull", URI, tmp_path / "out")["code"] == "integrity"
     assert _left(tmp_path) == []
+
+
+def test_short_body_is_exit_6_and_the_next_run_completes(hub: StandIn, tmp_path: Path) -> None:
+    """A file that ends early, by the server's own count of its bytes: it may be whole next time."""
+    files = hub.repos["me/adapter"].files
+    hub.when("GET", "/resolve/", Before(lambda: files.update({WEIGHTS: FILES[WEIGHTS][:-9]})))
+    error = refused(6, "pull", URI, tmp_path / "out")
+    assert (error["code"], error["retryable"]) == ("network", True)
+    size = len(FILES[WEIGHTS])
+    assert error["message"] == f"ended after {size - 9} of {size} bytes"
+    assert not (tmp_path / "out").exists()
+    files.update(FILES)
+    done("pull", URI, tmp_path / "out")
+    assert _pulled(tmp_path / "out") == FILES
 
 
 def test_branch_that_moves_meanwhile_changes_nothing(hub: StandIn, tmp_path: Path) -> None:
@@ -185,10 +199,68 @@ def test_tree_of_several_pages_is_read_whole(hub: StandIn, tmp_path: Path) -> No
     assert _pulled(tmp_path / "out") == FILES
 
 
-def test_hostile_name_is_exit_3(hub: StandIn, tmp_path: Path) -> None:
-    """Nothing is downloaded, nothing is written."""
-    hub.repos["me/adapter"].commit({**FILES, "../evil.json": b"{}"})
-    assert refused(3, "pull", URI, tmp_path / "out")["code"] == "path-unsafe"
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../evil.json",
+        "a/../../evil.json",
+        "/etc/evil.json",
+        "\\\\server\\share\\evil.json",
+        "C:\\evil.json",
+        "a\\b.json",
+        ".git/config",
+        "sub/.CACHE/x.json",
+        "a//b.json",
+        "./a.json",
+        "a/" + "x" * 300 + ".json",
+        "a\x1b[31m.json",
+        "gpj\u202eeson.a",
+    ],
+)
+def test_hostile_name_is_exit_3(hub: StandIn, tmp_path: Path, name: str) -> None:
+    """Anywhere in the tree: nothing is downloaded or written, and no terminal acts on it."""
+    hub.repos["me/adapter"].commit({**FILES, name: b"{}"})
+    answer = ask("pull", URI, tmp_path / "out", "--json")
+    assert (answer.code, answer.json["error"]["code"]) == (3, "path-unsafe")
+    assert not {"\x1b", "\u202e"} & set(answer.out + answer.err)
+    assert (_left(tmp_path), hub.asked("GET", "/resolve/")) == ([], [])
+
+
+def test_names_that_differ_in_case_only_are_exit_3(hub: StandIn, tmp_path: Path) -> None:
+    """On some systems one of the two would replace the other."""
+    content = FILES[WEIGHTS]
+    hub.add("me/model", {"model-1.safetensors": content, "MODEL-1.safetensors": content})
+    error = refused(3, "pull", "hf://me/model", tmp_path / "out")
+    assert (error["code"], "differ only in case" in str(error["message"])) == ("path-unsafe", True)
+
+
+def test_link_in_the_tree_is_not_followed(hub: StandIn, tmp_path: Path) -> None:
+    """As a link in the tree would make it: what lies below is never followed."""
+    (tmp_path / "elsewhere").mkdir()
+    files = {**FILES, "link": str(tmp_path / "elsewhere").encode(), "link/evil.json": b"{}"}
+    hub.repos["me/adapter"].commit(files)
+    done("pull", URI, tmp_path / "out")
+    assert _pulled(tmp_path / "out") == FILES
+    assert _left(tmp_path / "elsewhere") == []
+
+
+def test_only_what_is_needed_is_downloaded(hub: StandIn, tmp_path: Path) -> None:
+    """Checkpoints, optimizers and other forms of the weights stay where they are."""
+    more = {"optimizer.pt": b"x", "checkpoint-5/adapter_model.safetensors": b"x", "runs/x": b"x"}
+    hub.repos["me/adapter"].commit({**FILES, **more})
+    done("pull", URI, tmp_path / "out")
+    assert _pulled(tmp_path / "out") == FILES
+    assert len(hub.asked("GET", "/resolve/")) == len(FILES)
+
+
+def test_repository_of_pickles_only_is_exit_3_and_says_what_helps(
+    hub: StandIn, tmp_path: Path
+) -> None:
+    """Nothing of it is downloaded unasked."""
+    config = {"adapter_config.json": FILES["adapter_config.json"]}
+    hub.repos["me/adapter"].commit({**config, "adapter_model.bin": b"x"})
+    error = refused(3, "pull", URI, tmp_path / "out")
+    assert (error["code"], "--allow-pickle" in str(error["hint"])) == ("pickle-only", True)
     assert (_left(tmp_path), hub.asked("GET", "/resolve/")) == ([], [])
 
 
