@@ -1,4 +1,4 @@
-# make demo       merge the tiny model in fixtures/, verify it, inspect it
+# make demo       merge the tiny model in fixtures/, verify it, inspect it; run a recipe, twice
 # make test       lint, types and the fast tests
 # make test-all   the same, with the slow tests
 # make bench      time merges, resize and combine against cp and PEFT
@@ -14,6 +14,7 @@ RUNTIME := $(VENV)/.stamp-runtime
 TESTING := $(VENV)/.stamp-test
 PINS := pyproject.toml constraints.txt
 DEMO := build/demo
+RECIPE := build/recipe
 FAST := not slow and not gpu and not bench
 ALL := not bench
 JOBS ?= 2
@@ -22,11 +23,13 @@ BENCH_ARGS ?=
 .PHONY: demo test test-all lint bench clean
 
 demo: $(RUNTIME)
-	rm -rf $(DEMO)
+	rm -rf $(DEMO) $(RECIPE)
 	mkdir -p $(dir $(DEMO))
 	$(BIN)/adaptool merge fixtures/base fixtures/adapter $(DEMO)
 	$(BIN)/adaptool verify fixtures/base fixtures/adapter $(DEMO)
 	$(BIN)/adaptool inspect fixtures/adapter $(DEMO)
+	$(BIN)/adaptool run fixtures/recipe.yaml --set out=$(RECIPE)
+	$(BIN)/adaptool run fixtures/recipe.yaml --set out=$(RECIPE)
 
 test: lint
 	$(BIN)/python -m pytest -m "$(FAST)" -n $(JOBS)
