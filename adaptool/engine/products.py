@@ -5,7 +5,6 @@ Everything happens on the factors: no matrix of out x in is ever made.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING, cast
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, cast
 from adaptool.engine.factors import load
 from adaptool.errors import InputError
 from adaptool.findings import Code
-from adaptool.linalg.factored import core, inner
+from adaptool.linalg.distances import distance, norm_squared
+from adaptool.linalg.factored import inner
 from adaptool.model.adapter import Delta, Form
 from adaptool.model.tuner import LowRank
 from adaptool.model.values import Comparison
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     Product = tuple[torch.Tensor, torch.Tensor]
 
 
-def products(delta: Delta) -> list[Product] | None:
+CPU = "cpu"
+
+
+def products(delta: Delta, device: torch.device | str = CPU) -> list[Product] | None:
     """The unscaled delta as (out, r) and (r, in) in float64, a pair for each stacked matrix.
 
     A vector is a product of rank 1. None where the delta is no product of thin factors.
@@ -34,7 +37,7 @@ def products(delta: Delta) -> list[Product] | None:
     vector = tuner.DECLARATION.additive and delta.terms.form is Form.VECTOR
     if not tuner.DECLARATION.low_rank and not (vector and len(delta.roles) == 1):
         return None
-    factors = {role: _wide(load(ref)) for role, ref in delta.roles.items()}
+    factors = {role: _wide(load(ref).to(device)) for role, ref in delta.roles.items()}
     if not tuner.DECLARATION.low_rank:
         column = next(iter(factors.values())).reshape(-1, 1)
         return [(column, column.new_ones((1, 1)))]
@@ -63,10 +66,8 @@ def is_finite(pairs: Sequence[Product]) -> bool:
 
 
 def squared(pairs: Sequence[Product], scaling: float) -> float:
-    """|scaling * product|^2 over all pairs."""
-    if not is_finite(pairs):
-        return math.nan
-    return scaling**2 * sum(_norm_squared(left, right) for left, right in pairs)
+    """|scaling * product|^2 over all pairs; NaN where one is not finite."""
+    return scaling**2 * sum(norm_squared(left, right) for left, right in pairs)
 
 
 def gram(deltas: Sequence[Delta]) -> tuple[tuple[float, ...], ...] | None:
@@ -83,45 +84,19 @@ def gram(deltas: Sequence[Delta]) -> tuple[tuple[float, ...], ...] | None:
     return tuple(map(tuple, table))
 
 
-def compare(one: Delta, other: Delta) -> Comparison | None:
+def compare(one: Delta, other: Delta, device: torch.device | str = CPU) -> Comparison | None:
     """Two scaled deltas of one shape; None where one of them is no product."""
-    first, second = products(one), products(other)
+    first, second = products(one, device), products(other, device)
     if first is None or second is None:
         return None
-    if not is_finite([*first, *second]):
-        return Comparison(math.nan, math.nan, math.nan, math.nan)
     scale, other_scale = one.terms.scaling, other.terms.scaling
-    mine, theirs = squared(first, scale), squared(second, other_scale)
-    both = list(zip(first, second, strict=True))
-    difference = sum(
-        _norm_squared(*_difference((left * scale, right), (other_left * other_scale, other_right)))
-        for (left, right), (other_left, other_right) in both
+    found = [
+        distance((left * scale, right), (other_left * other_scale, other_right))
+        for (left, right), (other_left, other_right) in zip(first, second, strict=True)
+    ]
+    return Comparison(
+        inner=sum(part.inner for part in found),
+        first=sum(part.first for part in found),
+        second=sum(part.second for part in found),
+        difference=sum(part.difference for part in found),
     )
-    if difference == 0:
-        return Comparison(mine, mine, mine, 0.0)
-    common = scale * other_scale * sum(inner(*pair, *others) for pair, others in both)
-    return Comparison(common, mine, theirs, difference)
-
-
-def _difference(one: Product, other: Product) -> Product:
-    """A product that is B1 A1 - B2 A2.
-
-    At equal ranks as [B1 - B2, B2] [A1; A1 - A2]: what two nearly equal adapters share is gone
-    before any rounding, and equal ones give exactly 0.
-    """
-    import torch
-
-    (left, right), (other_left, other_right) = one, other
-    if torch.equal(left, other_left) and torch.equal(right, other_right):
-        return left[:, :0], right[:0]
-    if left.shape == other_left.shape:
-        lefts, rights = (left - other_left, other_left), (right, right - other_right)
-    else:
-        lefts, rights = (left, -other_left), (right, other_right)
-    return torch.cat(lefts, dim=1), torch.cat(rights, dim=0)
-
-
-def _norm_squared(left: torch.Tensor, right: torch.Tensor) -> float:
-    import torch
-
-    return float(torch.linalg.vector_norm(core(left, right)).item()) ** 2

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from adaptool.errors import MismatchError
 from adaptool.findings import Code, Finding, Severity
@@ -23,14 +25,63 @@ from adaptool.store.checkpoint import Checkpoint
 from adaptool.store.tensors import TensorRef
 
 Report = Callable[[int, int], None]
+T = TypeVar("T")
+
 MOST_NAMED = 5
+DELTA, ROLES, TENSOR = "delta", "roles", "tensor"
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What was compared, and how it turned out; None for two that cannot be compared."""
+
+    kind: str
+    found: Comparison | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """One module or tensor of both sides, or of the side `alone`; `bytes` of it are read."""
+
+    name: str
+    answer: Callable[[], _Answer]
+    bytes: int
+    alone: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind(Generic[T]):
+    """How things of one kind are compared, or measured where only one side has them."""
+
+    name: str
+    size: Callable[[T], int]
+    compared: Callable[[T, T], _Answer]
+    squares: Callable[[T], float]
+
+    def questions(self, ours: Mapping[str, T], theirs: Mapping[str, T]) -> list[_Question]:
+        """One for each name: ours in their order, then what only the other side has."""
+        found = []
+        for name in [*ours, *(name for name in theirs if name not in ours)]:
+            sides = [side[name] for side in (ours, theirs) if name in side]
+            size = sum(map(self.size, sides))
+            if len(sides) == len((ours, theirs)):
+                found.append(_Question(name, partial(self.compared, *sides), size))
+                continue
+            alone = 0 if name in ours else 1
+            found.append(_Question(name, partial(self._one_sided, alone, *sides), size, alone))
+        return found
+
+    def _one_sided(self, alone: int, thing: T) -> _Answer:
+        """Zero on the other side."""
+        squares = self.squares(thing)
+        first, second = (0.0, squares) if alone else (squares, 0.0)
+        return _Answer(self.name, Comparison(0.0, first, second, squares))
 
 
 @dataclass(slots=True)
 class _Ledger:
     """What builds up while two things are compared."""
 
-    values: ValueReader
     rows: list[DiffRow] = field(default_factory=list)
     deltas: list[Comparison] = field(default_factory=list)
     tensors: list[Comparison] = field(default_factory=list)
@@ -38,21 +89,22 @@ class _Ledger:
     by_roles: list[str] = field(default_factory=list)
     apart: list[str] = field(default_factory=list)
 
-    def add(self, module: str, kind: str, found: Comparison | None) -> None:
-        """One row; None for two that cannot be compared."""
-        if found is None:
-            self.apart.append(module)
-            self.rows.append(DiffRow(module, kind, None, None))
+    def add(self, question: _Question, answer: _Answer) -> None:
+        """One row, or one name that only a side has."""
+        found = answer.found
+        if found is not None:
+            (self.tensors if answer.kind == TENSOR else self.deltas).append(found)
+        if question.alone is not None:
+            self.only[question.alone].append(question.name)
             return
-        (self.tensors if kind == "tensor" else self.deltas).append(found)
-        self.rows.append(DiffRow(module, kind, found.cosine, found.relative_error))
-
-    def add_alone(self, side: int, module: str, kind: str, squares: float) -> None:
-        """What only one side has: zero on the other."""
-        self.only[side].append(module)
-        first, second = (0.0, squares) if side else (squares, 0.0)
-        found = Comparison(0.0, first, second, squares)
-        (self.tensors if kind == "tensor" else self.deltas).append(found)
+        if answer.kind == ROLES:
+            self.by_roles.append(question.name)
+        if found is None:
+            self.apart.append(question.name)
+            self.rows.append(DiffRow(question.name, answer.kind, None, None))
+            return
+        row = DiffRow(question.name, answer.kind, found.cosine, found.relative_error)
+        self.rows.append(row)
 
     def result(self, kind: str, structure: Sequence[StructureRow]) -> DiffResult:
         """Everything, summed up."""
@@ -78,7 +130,7 @@ def diff_paths(
     reading: Reading = AS_IT_STANDS,
     report: Report | None = None,
 ) -> DiffResult:
-    """Compare what lies at two paths; `report` is told (bytes done, bytes in all) of checkpoints.
+    """Compare what lies at two paths; `report` is told (bytes done, bytes in all).
 
     MismatchError where one is an adapter and the other a checkpoint; else as `inspect_path`.
     """
@@ -87,13 +139,14 @@ def diff_paths(
         for each in opened:
             stack.callback(each.close)
         one, other = opened
-        ledger = _Ledger(values)
         if isinstance(one, AdapterFiles) and isinstance(other, AdapterFiles):
             first, second = decode(one, reading), decode(other, reading)
-            _diff_adapters(ledger, first, second)
+            ledger = _answered(_about_adapters(values, first, second), values, report)
             return ledger.result("adapter", _adapter_structure(first, second))
         if isinstance(one, Checkpoint) and isinstance(other, Checkpoint):
-            structure = _diff_checkpoints(ledger, one, other, report)
+            ours, theirs = _plain_tensors(one), _plain_tensors(other)
+            ledger = _answered(_about_tensors(values, ours, theirs), values, report)
+            structure = _checkpoint_structure((one, ours), (other, theirs))
             return ledger.result("checkpoint", structure)
         kinds = ["an adapter" if isinstance(each, AdapterFiles) else "a model" for each in opened]
         message = f"is {kinds[1]}, and {a} is {kinds[0]}: only two of a kind can be compared"
@@ -101,17 +154,28 @@ def diff_paths(
         raise MismatchError(message, code=Code.UNSUPPORTED, file=other.name, hint=hint)
 
 
-def _diff_adapters(ledger: _Ledger, one: Adapter, other: Adapter) -> None:
-    ours, theirs = _deltas(one), _deltas(other)
-    for name in [*ours, *(name for name in theirs if name not in ours)]:
-        mine, yours = ours.get(name), theirs.get(name)
-        if mine is not None and yours is not None:
-            _diff_delta(ledger, name, mine, yours)
-        elif mine is not None:
-            ledger.add_alone(0, name, "delta", _delta_squares(ledger, mine))
-        elif yours is not None:
-            ledger.add_alone(1, name, "delta", _delta_squares(ledger, yours))
-    _diff_tensors(ledger, _whole_tensors(one), _whole_tensors(other))
+def _answered(
+    questions: Sequence[_Question], values: ValueReader, report: Report | None
+) -> _Ledger:
+    """All answers, taken down in the questions' order."""
+    ledger, done = _Ledger(), 0
+    whole = sum(question.bytes for question in questions) or 1
+    answers = values.several(lambda question: question.answer(), questions)
+    for question, answer in zip(questions, answers, strict=True):
+        ledger.add(question, answer)
+        done += question.bytes
+        if report is not None:
+            report(done, whole)
+    return ledger
+
+
+def _about_adapters(values: ValueReader, one: Adapter, other: Adapter) -> list[_Question]:
+    """The modules, then what the adapters bring whole."""
+    deltas = _Kind(DELTA, _delta_bytes, partial(_compared, values), partial(_squares, values))
+    return [
+        *deltas.questions(_deltas(one), _deltas(other)),
+        *_about_tensors(values, _whole_tensors(one), _whole_tensors(other)),
+    ]
 
 
 def _deltas(adapter: Adapter) -> dict[str, Delta]:
@@ -127,16 +191,17 @@ def _whole_tensors(adapter: Adapter) -> dict[str, TensorRef]:
     return found | {ref.name: ref for ref in adapter.leftover}
 
 
-def _diff_delta(ledger: _Ledger, name: str, one: Delta, other: Delta) -> None:
+def _delta_bytes(delta: Delta) -> int:
+    return sum(ref.length for ref in delta.roles.values())
+
+
+def _compared(values: ValueReader, one: Delta, other: Delta) -> _Answer:
     if shape(one) != shape(other):
-        ledger.add(name, "delta", None)
-        return
-    found = ledger.values.compare(one, other)
+        return _Answer(DELTA, None)
+    found = values.compare(one, other)
     if found is not None:
-        ledger.add(name, "delta", found)
-        return
-    ledger.by_roles.append(name)
-    ledger.add(name, "roles", _roles(ledger.values, one, other))
+        return _Answer(DELTA, found)
+    return _Answer(ROLES, _roles(values, one, other))
 
 
 def _roles(values: ValueReader, one: Delta, other: Delta) -> Comparison | None:
@@ -156,51 +221,38 @@ def _role_shapes(delta: Delta) -> dict[str, tuple[int, ...]]:
     return {role: ref.shape for role, ref in delta.roles.items()}
 
 
-def _delta_squares(ledger: _Ledger, delta: Delta) -> float:
-    found = ledger.values.norm_squared(delta)
+def _squares(values: ValueReader, delta: Delta) -> float:
+    found = values.norm_squared(delta)
     if found is not None:
         return found
-    return sum(ledger.values.squares(ref) for ref in delta.roles.values())
+    return sum(values.squares(ref) for ref in delta.roles.values())
 
 
-def _diff_checkpoints(
-    ledger: _Ledger, one: Checkpoint, other: Checkpoint, report: Report | None
+def _plain_tensors(checkpoint: Checkpoint) -> dict[str, TensorRef]:
+    return {name: draft.source for name, draft in opened_drafts(checkpoint).items()}
+
+
+def _about_tensors(
+    values: ValueReader, ours: Mapping[str, TensorRef], theirs: Mapping[str, TensorRef]
+) -> list[_Question]:
+    """Element by element; both sides' tensors by name."""
+
+    def compared(one: TensorRef, other: TensorRef) -> _Answer:
+        alike = one.shape == other.shape
+        return _Answer(TENSOR, values.compare_tensors(one, other) if alike else None)
+
+    return _Kind(TENSOR, lambda ref: ref.length, compared, values.squares).questions(ours, theirs)
+
+
+def _checkpoint_structure(
+    *sides: tuple[Checkpoint, Mapping[str, TensorRef]],
 ) -> list[StructureRow]:
-    ours, theirs = (
-        {name: draft.source for name, draft in opened_drafts(each).items()} for each in (one, other)
-    )
-    _diff_tensors(ledger, ours, theirs, report)
     dtypes = [
-        dict(sorted(Counter(ref.dtype.name for ref in each.values()).items()))
-        for each in (ours, theirs)
+        dict(sorted(Counter(ref.dtype.name for ref in tensors.values()).items()))
+        for _, tensors in sides
     ]
     changed = [StructureRow("dtypes", *dtypes)] if dtypes[0] != dtypes[1] else []
-    return [*changed, *config_rows(one.config, other.config)]
-
-
-def _diff_tensors(
-    ledger: _Ledger,
-    ours: Mapping[str, TensorRef],
-    theirs: Mapping[str, TensorRef],
-    report: Report | None = None,
-) -> None:
-    """Element by element; both sides' tensors by name."""
-    whole = sum(ref.length for ref in ours.values()) or 1
-    done = 0
-    for name, ref in ours.items():
-        match = theirs.get(name)
-        if match is None:
-            ledger.add_alone(0, name, "tensor", ledger.values.squares(ref))
-        elif match.shape != ref.shape:
-            ledger.add(name, "tensor", None)
-        else:
-            ledger.add(name, "tensor", ledger.values.compare_tensors(ref, match))
-        done += ref.length
-        if report is not None:
-            report(done, whole)
-    for name, ref in theirs.items():
-        if name not in ours:
-            ledger.add_alone(1, name, "tensor", ledger.values.squares(ref))
+    return [*changed, *config_rows(*(checkpoint.config for checkpoint, _ in sides))]
 
 
 def _adapter_structure(one: Adapter, other: Adapter) -> list[StructureRow]:

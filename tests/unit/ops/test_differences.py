@@ -392,3 +392,16 @@ def test_result_can_be_taken_apart(tmp_path: Path) -> None:
     found = diff_of(good_pair(), good_pair(), tmp_path)
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.kind = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("base", [False, True])
+def test_progress_ends_with_everything(base: bool, tmp_path: Path) -> None:
+    """Bytes of both sides, in steps that only grow; of adapters and of models."""
+    told: list[tuple[int, int]] = []
+    place = 0 if base else 1
+    one, other = (good_pair().write(tmp_path / name)[place] for name in "ab")
+    api.diff(one, other, progress=lambda done, whole: told.append((done, whole)))
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert len({whole for _, whole in told}) == 1
+    assert told[-1][0] == told[-1][1] > 0
+    assert len(told) > 2
