@@ -44,7 +44,7 @@ class Shard:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Only while it is here."""
-        assert self.here, f"{self.name} was read while it was away"
+        assert self.here, f"{self.name} was read at {offset} while it was away"
         buffer[:] = bytes(len(buffer))
 
     def close(self) -> None:
@@ -60,7 +60,7 @@ class Reading:
 
     def fill(self, row: Row, start: int, content: memoryview) -> None:
         """Nothing is computed here."""
-        raise AssertionError
+        raise AssertionError(row.name, start, len(content))
 
     def copy(self, job: CopyJob) -> None:
         """Read it all."""
