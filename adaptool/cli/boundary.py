@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Callable, Iterable
+from typing import Any, TextIO
 
 import click
 
@@ -22,6 +22,7 @@ from adaptool.errors import (
     OutputError,
     ResourceError,
     UsageError,
+    without_secrets,
 )
 from adaptool.findings import Code
 
@@ -46,10 +47,17 @@ def _outcome(work: Callable[[], int], *, as_json: bool) -> int:
         raise
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place they all end
         if os.environ.get("ADAPTOOL_DEBUG") == "1":
-            traceback.print_exc()
+            _print_traceback()
         told = translated(error)
         _tell(told, as_json=as_json)
         return told.exit_code
+
+
+def _print_traceback() -> None:
+    """What a client of the network says of its requests may hold a token."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(without_secrets(traceback.format_exc()))
 
 
 def translated(error: BaseException) -> AdaptoolError:
@@ -64,7 +72,7 @@ def translated(error: BaseException) -> AdaptoolError:
     if isinstance(error, MemoryError):
         hint = "use fewer --threads, or a machine with more memory"
         return ResourceError("memory ran out", code=Code.OUT_OF_MEMORY, hint=hint)
-    message = f"unexpected {type(error).__name__}: {error}"
+    message = f"unexpected {type(error).__name__}: {without_secrets(str(error))}"
     hint = "this is a bug of adaptool; set ADAPTOOL_DEBUG=1 for the traceback"
     return InternalError(message, code=Code.INTERNAL, hint=hint)
 
@@ -75,18 +83,26 @@ def _usage_hint(error: click.ClickException) -> str:
 
 
 def _tell(error: AdaptoolError, *, as_json: bool) -> None:
-    errors = [error, *error.others][:MOST_ERRORS]
     if as_json:
-        body = {"error": error.as_json(), "errors": [each.as_json() for each in errors]}
         with contextlib.suppress(OutputError):
-            emit(json_text(body) + "\n")
+            emit(json_text(error_body(error)) + "\n")
             return
     # stderr may be a full disk, too; the exit code still says it.
     with contextlib.suppress(OSError):
-        _print_lines(errors)
+        print_errors(_all(error))
 
 
-def _print_lines(errors: list[AdaptoolError]) -> None:
+def error_body(error: AdaptoolError) -> dict[str, Any]:
+    """The object that scripts get in place of an answer."""
+    return {"error": error.as_json(), "errors": [each.as_json() for each in _all(error)]}
+
+
+def _all(error: AdaptoolError) -> list[AdaptoolError]:
+    return [error, *error.others][:MOST_ERRORS]
+
+
+def print_errors(errors: Iterable[AdaptoolError]) -> None:
+    """Each with its hint, on stderr."""
     from adaptool.cli.rendering import console, error_lines
 
     screen = console(stderr=True)

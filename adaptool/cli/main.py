@@ -16,9 +16,10 @@ import click
 import adaptool
 from adaptool.cli import commands
 from adaptool.cli.answer import Answer
-from adaptool.cli.boundary import emit, guarded
+from adaptool.cli.boundary import emit, guarded, print_errors
 from adaptool.cli.options import is_json, is_quiet
 from adaptool.cli.signals import stopped_cleanly
+from adaptool.cli.summaries import summarized
 from adaptool.cli.text import json_text
 from adaptool.errors import UsageError
 
@@ -55,7 +56,9 @@ class CommandFolder(click.Group):
 
 group = CommandFolder(
     name="adaptool",
-    help="Merge, check and package adapters of neural networks (LoRA and its relatives).",
+    help="Merge, check and package adapters of neural networks (LoRA and its relatives).\n\n"
+    "Adapters and models are paths, or hf://OWNER/NAME[@REVISION][/FOLDER]; OUT may be "
+    "hf://OWNER/NAME.",
     epilog="Exit codes: 0 done, 1 a check said no, 2 usage, 3 malformed input, 4 does not fit or "
     "unsupported, 5 output, 6 network, 7 resources, 8 busy, 9 integrity, 70 a bug of adaptool.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -94,7 +97,7 @@ def _run(arguments: list[str]) -> int:
             contextlib.redirect_stdout(aside),
             group.make_context("adaptool", arguments) as context,
         ):
-            answer: Answer = group.invoke(context)
+            answer = summarized(context, lambda: group.invoke(context))
             as_json, quiet = is_json(context), is_quiet(context)
     except click.exceptions.Exit as left:
         # --help and --version say what they have to say and leave.
@@ -115,3 +118,5 @@ def _show(answer: Answer, *, as_json: bool, quiet: bool) -> None:
         from adaptool.cli.rendering import show_findings
 
         show_findings(answer.findings)
+    if answer.errors and not as_json:
+        print_errors(answer.errors)

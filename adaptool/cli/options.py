@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from adaptool.cli import values
+from adaptool.cli import summaries, values
 from adaptool.model.options import ExpertPacking, OutputDtype, Precision, QloraBase, Quantized, Tie
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -45,7 +45,7 @@ def _stacked(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 
 
 def output(command: F) -> F:
-    """--json and --quiet: read by whoever prints, not by the command."""
+    """--json, --quiet and --summary: for whoever tells the answer, not for the command."""
     as_json = click.option(
         "--json",
         is_flag=True,
@@ -61,7 +61,17 @@ def output(command: F) -> F:
         callback=_remembered(_QUIET),
         help="No progress and no remarks; errors and asked-for data only.",
     )
-    return _stacked(as_json, quiet)(command)
+    # Eager, so that it is known when another option turns out to be wrong.
+    summary = click.option(
+        "--summary",
+        type=values.local_path,
+        metavar="FILE",
+        is_eager=True,
+        expose_value=False,
+        callback=summaries.remember,
+        help="Add what was done, or the error, to FILE as Markdown: for the page of a CI job.",
+    )
+    return _stacked(as_json, quiet, summary)(command)
 
 
 def machine(command: F) -> F:
@@ -72,7 +82,7 @@ def machine(command: F) -> F:
         default="auto",
         metavar="auto|cpu|cuda|cuda:N",
         show_default=True,
-        help="Where to compute; the bytes are the same.",
+        help="Where to compute; the result is the same.",
     )
     threads = click.option(
         "--threads",
@@ -94,15 +104,49 @@ def writing(command: F) -> F:
     return _stacked(overwrite, dry_run)(command)
 
 
-def adding(command: F) -> F:
-    """--add ADAPTER[=W], repeatable."""
+def private(command: F) -> F:
+    """--private, for an OUT on the Hub."""
+    return click.option(
+        "--private",
+        is_flag=True,
+        help="OUT is hf://...: the repository must be private; a new one is.",
+    )(command)
+
+
+def checksum(command: F) -> F:
+    """--checksum."""
+    return click.option(
+        "--checksum", is_flag=True, help="SHA-256 of every file written, into SHA256SUMS too."
+    )(command)
+
+
+def attesting(command: F) -> F:
+    """--checksum, --provenance and --bom: what is said about an output."""
+    provenance = click.option(
+        "--provenance",
+        type=values.local_path,
+        metavar="FILE",
+        help="Write how OUT was made, as an in-toto statement (SLSA provenance); implies digests.",
+    )
+    bom = click.option(
+        "--bom",
+        type=values.local_path,
+        metavar="FILE",
+        help="Write what OUT consists of, as CycloneDX JSON; implies digests.",
+    )
+    return _stacked(checksum, provenance, bom)(command)
+
+
+def adding(*, receipt: bool) -> Callable[[F], F]:
+    """--add ADAPTER[=W], repeatable; with `receipt` a weight that is not given comes from there."""
+    default = "the receipt's" if receipt else "1"
     return click.option(
         "--add",
         type=values.strength,
         multiple=True,
         metavar="ADAPTER[=W]",
-        help="A further adapter and its weight (default 1); repeatable.",
-    )(command)
+        help=f"A further adapter and its weight (default: {default}); repeatable.",
+    )
 
 
 def allow_drop(command: F) -> F:
@@ -179,12 +223,12 @@ def values_flag(command: F) -> F:
 
 
 def init_adapter(command: F) -> F:
-    """--init-adapter DIR."""
+    """--init-adapter ADAPTER."""
     return click.option(
         "--init-adapter",
-        type=values.local_path,
-        metavar="DIR",
-        help="ADAPTER as it was before training, where its initialisation changed the base.",
+        type=values.artifact,
+        metavar="ADAPTER",
+        help="The adapter as it was before training, where its initialisation changed the base.",
     )(command)
 
 
@@ -230,8 +274,12 @@ def arithmetic(*, receipt: bool) -> Callable[[F], F]:
         weight,
         chosen("--dtype", OutputDtype, "Dtype of the tensors written."),
         chosen("--precision", Precision, "Arithmetic; float64 gives the same bytes everywhere."),
-        chosen("--tie", Tie, "An adapter on one side of tied weights."),
-        chosen("--quantized", Quantized, "What to write of a quantized base: 16 bit, or not all."),
+        chosen("--tie", Tie, "Tied weights, one side changed: untie, change both, refuse."),
+        chosen(
+            "--quantized",
+            Quantized,
+            "A quantized base: to 16 bit all, what changed, or nothing.",
+        ),
         chosen("--expert-packing", ExpertPacking, "Columns of lora_B where experts are stacked."),
         chosen("--qlora-base", QloraBase, "The weights that the adapter was trained on."),
         init_adapter,
