@@ -259,6 +259,27 @@ def _saved() -> Drawn:
     return Drawn(llama_base(), LLAMA, adapter, config)
 
 
+def _saved_parts() -> Drawn:
+    """A whole q and the biases of q and v, where phi3 keeps q, k and v in one tensor."""
+    base = {
+        name: values
+        for name, values in llama_base().items()
+        if not any(f".{member}_proj." in name for member in "qkv")
+    }
+    adapter = {name: values for name, values in llama_factors().items() if "q_proj" not in name}
+    for layer in range(LAYERS):
+        module = f"model.layers.{layer}.self_attn"
+        base[f"{module}.qkv_proj.weight"] = drawn(70 + layer, 2 * HIDDEN, HIDDEN)
+        base[f"{module}.qkv_proj.bias"] = drawn(80 + layer, 2 * HIDDEN)
+        adapter[f"{PREFIX}{module}.q_proj.weight"] = drawn(7 + layer, HIDDEN, HIDDEN)
+        adapter[f"{PREFIX}{module}.q_proj.bias"] = drawn(17 + layer, HIDDEN)
+        adapter[f"{PREFIX}{module}.v_proj.bias"] = drawn(27 + layer, HIDDEN // 2)
+    config = LLAMA | {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}
+    targets = [name for name in config_of()["target_modules"] if name != "q_proj"]
+    adapted = config_of(bias="all", modules_to_save=["q_proj"], target_modules=targets)
+    return Drawn(base, config, adapter, adapted)
+
+
 def _embedding() -> Drawn:
     """An embedding's factors, whose product is transposed."""
     module = "model.embed_tokens"
@@ -284,6 +305,7 @@ PAIRS: Mapping[str, Callable[[], Drawn]] = {
     "dora-columns": _dora_columns,
     "experts": _experts,
     "modules-to-save": _saved,
+    "saved-parts": _saved_parts,
     "embedding": _embedding,
     "token-rows": _token_rows,
 }

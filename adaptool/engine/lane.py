@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adaptool.engine.arithmetic import Arithmetic, torch_dtype
-from adaptool.engine.outlets import Outlet, Watching
+from adaptool.engine.outlets import Outlet, Tile, Watching
 from adaptool.engine.rounding import round_into
 from adaptool.engine.sampling import Sampling, sampled
 from adaptool.engine.tiles import FillJob, tile_height, tiles
@@ -16,7 +16,7 @@ from adaptool.errors import InputError, ResourceError
 from adaptool.findings import Code
 from adaptool.model.plan import Blend, Piece, Row
 from adaptool.model.tuner import Observing, Update
-from adaptool.model.view import Span
+from adaptool.model.view import Span, View
 from adaptool.store.tensors import TensorRef
 
 if TYPE_CHECKING:
@@ -122,19 +122,25 @@ class Lane:
 
     def rounded(self, row: Row, start: int, out: torch.Tensor) -> torch.Tensor:
         """A tile of merged values in the row's dtype, on the CPU, valid until the next."""
+        return self._rounded(row, start, out)[0]
+
+    def _rounded(
+        self, row: Row, start: int, out: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The same, and the places near the middle of two numbers where they were looked for."""
         size = row.dtype.bits // 8
         raw = self._write[: out.numel() * size]
         stored = raw.view(torch_dtype(row.dtype)).view(out.shape)
         single = self._single[: out.numel()].view(out.shape)
         if self._stream is None:
-            round_into(stored, out, single)
+            middles = round_into(stored, out, single)
         else:
             on_device = out.new_empty(out.shape, dtype=stored.dtype)
-            round_into(on_device, out, single)
+            middles = round_into(on_device, out, single)
             stored.copy_(on_device, non_blocking=True)
             self._settled()
         _check_finite(row, start, stored, out)
-        return stored
+        return stored, middles
 
     def observe(self, row: Row, height: int, watching: list[tuple[Piece, Observing]]) -> None:
         """Show all of W to the updates that must see it first, in blocks of `height` rows."""
@@ -178,12 +184,12 @@ class Lane:
         if row.blends or sampling or not all(prepared.additive for prepared in updates):
             out = self._out[: base.numel()].view(shape).copy_(base)
         self._merge(row, start, base, out, updates)
-        stored = self.rounded(row, start, out)
+        stored, middles = self._rounded(row, start, out)
         if sampling:
             self._sampling.take(row, start, base, out, stored)
         if watching is not None:
             raw = self._read[: out.numel() * row.source.dtype.bits // 8]
-            watching.watch(row, start * columns, raw, out, stored)
+            watching.watch(row, Tile(start * columns, raw, out, stored, middles))
         if row.length:
             size = row.dtype.bits // 8
             raw = self._write[: out.numel() * size]
@@ -208,8 +214,11 @@ class Lane:
                 prepared.update.accumulate(target, seen, own)
 
     def _blend(self, blend: Blend, start: int, out: torch.Tensor, base: torch.Tensor) -> None:
-        """out += weight * (value - base), on all of the tile's rows or on the token rows in it."""
+        """out += weight * (value - base), on all of the tile or what of it the blend is for."""
         width = base.shape[1]
+        if blend.view is not None:
+            self._blend_part(blend, blend.view, start, out, base)
+            return
         if blend.rows is None:
             value = self._value(blend.value, start * width, base.shape[0] * width)
             _mix(out, base, value.view(base.shape), blend.weight)
@@ -218,6 +227,15 @@ class Lane:
             if start <= index < start + base.shape[0]:
                 value = self._value(blend.value, place * width, width)
                 _mix(out[index - start], base[index - start], value, blend.weight)
+
+    def _blend_part(
+        self, blend: Blend, view: View, start: int, out: torch.Tensor, base: torch.Tensor
+    ) -> None:
+        width = view.columns.count
+        for block, own in view.rows.pieces(start, start + base.shape[0]):
+            target, seen = _cut(out, block, view.columns), _cut(base, block, view.columns)
+            value = self._value(blend.value, own.start * width, seen.numel())
+            _mix(target, seen, value.view(seen.shape), blend.weight)
 
     def _value(self, ref: TensorRef, first: int, count: int) -> torch.Tensor:
         size = ref.dtype.bits // 8
@@ -238,9 +256,9 @@ def _cut(matrix: torch.Tensor, rows: slice, columns: Span) -> torch.Tensor:
 
 
 def _mix(out: torch.Tensor, base: torch.Tensor, value: torch.Tensor, weight: float) -> None:
-    """out += weight * (value - base); exact where the weight is 1 and out is base."""
+    """out += weight * (value - base); exactly the value where the weight is 1 and out is base."""
     if weight == 1.0:
-        out.sub_(base).add_(value)
+        out.copy_(value.where(out == base, value + (out - base)))
     else:
         out.add_(value.sub(base), alpha=weight)
 

@@ -40,13 +40,36 @@ class Piece:
 class Blend:
     """A tensor that an adapter carries, mixed in: `W + weight * (value - W)`.
 
-    `rows`: only these rows of W, row k of `value` for row `rows[k]` (None: all of it).
+    `rows`: only these rows of W, row k of `value` for row `rows[k]` (None: all of it). `view`: only
+    these rows and columns, of which `value` is the matrix; what the view says to turn or to take is
+    done in it.
     """
 
     adapter: int
     value: TensorRef
     weight: float
     rows: tuple[int, ...] | None = None
+    view: View | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it mixes in all of the tensor."""
+        return self.rows is None and self.view is None
+
+    def reaches(self, view: View) -> bool:
+        """Whether it mixes a trained module into what `view` names; token rows are none."""
+        if self.rows is not None:
+            return False
+        return self.view is None or self.view.overlaps(view)
+
+    def as_json(self) -> dict[str, Any]:
+        """The blend in the plan's table."""
+        body: dict[str, Any] = {
+            "adapter": self.adapter,
+            "tensor": self.value.name,
+            "weight": self.weight,
+        }
+        return body if self.view is None else {**body, "view": self.view.as_json()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +144,7 @@ class Row:
                 for piece in computed.pieces
             ]
         if computed.blends:
-            body["replaced_by"] = [
-                {"adapter": blend.adapter, "tensor": blend.value.name, "weight": blend.weight}
-                for blend in computed.blends
-            ]
+            body["replaced_by"] = [blend.as_json() for blend in computed.blends]
         return body
 
 

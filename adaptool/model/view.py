@@ -42,6 +42,10 @@ class Span:
         """Whether it is the identity on an axis of `size`."""
         return (self.start, self.step, self.blocks, self.length) == (0, 1, 1, size)
 
+    def overlaps(self, other: Span) -> bool:
+        """Whether both name an index."""
+        return not set(self.indices()).isdisjoint(other.indices())
+
     def indices(self) -> Iterator[int]:
         """Every index, in order."""
         for block in range(self.blocks):
@@ -99,6 +103,10 @@ class View:
     take_rows: Span | None = None
     take_columns: Span | None = None
     expert: int | None = None
+
+    def overlaps(self, other: View) -> bool:
+        """Whether both name an element of one base matrix."""
+        return self.rows.overlaps(other.rows) and self.columns.overlaps(other.columns)
 
     def as_json(self) -> dict[str, object]:
         """The view in the plan's table."""

@@ -16,10 +16,12 @@ from adaptool.findings import Code, Finding, Severity
 from adaptool.model.adapter import Adapter, Delta, Replaced
 from adaptool.model.plan import Blend, Piece
 from adaptool.model.tuner import Settling
+from adaptool.model.view import View
 from adaptool.names.families import head_count, key_value_heads, model_types
 from adaptool.names.resolver import How, Resolution, Resolver
 from adaptool.ops.copies import same_bytes
 from adaptool.ops.drafts import Draft, Drafts
+from adaptool.ops.replacing import parts_of
 from adaptool.ops.sizes import completed
 from adaptool.ops.targets import Base, plausible, views
 from adaptool.store.tensors import TensorRef
@@ -151,24 +153,19 @@ class Contribution:
         delta, found = self._settled(located.delta, among), located.found
         for name, view in views(delta, found, self._base, self._adapter.fan_in_fan_out):
             draft = self._drafts[name]
-            self._check(draft, delta)
-            if draft.pieces and draft.fold != view.fold:
-                message = "two deltas see this tensor in different shapes"
-                raise MismatchError(message, code=Code.UNSUPPORTED, tensor=name)
-            draft.fold = view.fold
+            self._check(draft, delta, view)
+            draft.see_as(view.fold)
             draft.pieces.append(Piece(self._place, delta, view, self._weight))
 
     def _fits(self, delta: Delta, name: str) -> bool:
         return plausible(delta, self._base.shapes[name])
 
-    def _check(self, draft: Draft, delta: Delta) -> None:
-        if not draft.source.dtype.floating or draft.source.dtype.bits < 16:
-            message = f"dtype {draft.source.dtype.name} cannot be added to; is the base quantized?"
-            raise MismatchError(message, code=Code.DTYPE_NOT_COMPUTABLE, tensor=draft.name)
+    def _check(self, draft: Draft, delta: Delta, view: View) -> None:
+        _check_dtype(draft)
         if tuners()[delta.tuner].DECLARATION.additive:
             return
         # A rescaling delta needs its own adapter's W in the tile: the plain base, or its own copy.
-        mixed = any(blend.adapter == self._place and not blend.rows for blend in draft.blends)
+        mixed = any(blend.adapter == self._place and blend.reaches(view) for blend in draft.blends)
         if mixed or draft.replaced_by not in (None, self._place):
             message = "this delta rescales a tensor that is replaced or mixed by weight"
             raise MismatchError(message, code=Code.UNSUPPORTED, tensor=draft.name)
@@ -203,10 +200,17 @@ class Contribution:
             return
         self._note(found, item.parameter)
         if len(found.placements) != 1 or found.fused or _is_partial(found):
-            message = "the base stores this tensor fused or in pieces; replacing a part of it"
-            message += " is not supported"
-            raise MismatchError(message, code=Code.UNSUPPORTED, tensor=item.value.name)
+            for name, view, value in parts_of(item, found, self._base):
+                self._blend_part(self._drafts[name], view, value)
+            return
         self._blend(self._drafts[found.placements[0].tensor], item)
+
+    def _blend_part(self, draft: Draft, view: View, value: TensorRef) -> None:
+        """A part of a fused tensor, or a piece that the base stores for itself."""
+        _check_dtype(draft)
+        self._open_to_others(draft, value)
+        draft.see_as(view.fold)
+        draft.blends.append(Blend(self._place, value, self._weight, view=view))
 
     def _add_new(self, item: Replaced) -> None:
         """A saved module that the base lacks, such as a new classification head."""
@@ -231,14 +235,7 @@ class Contribution:
     def _blend(self, draft: Draft, item: Replaced) -> None:
         value = item.value
         draft.saved = draft.saved or item.saved_module
-        if draft.replaced_by not in (None, self._place) and draft.original is not None:
-            if draft.original.shape != draft.source.shape:
-                message = "two adapters resize this tensor"
-                raise MismatchError(message, code=Code.SHAPE_MISMATCH, tensor=value.name)
-            if same_bytes(draft.source, draft.original):
-                self.ledger.unused.append(draft.source.name)
-                draft.restore()
-            draft.share()
+        self._open_to_others(draft, value)
         if item.rows is not None:
             self._blend_rows(draft, item)
             return
@@ -254,6 +251,18 @@ class Contribution:
             self.ledger.unused.append(value.name)
         else:
             draft.blends.append(Blend(self._place, value, self._weight))
+
+    def _open_to_others(self, draft: Draft, value: TensorRef) -> None:
+        """Where another adapter's tensor took the base's place, make it a blend as well."""
+        if draft.replaced_by in (None, self._place) or draft.original is None:
+            return
+        if draft.original.shape != draft.source.shape:
+            message = "two adapters resize this tensor"
+            raise MismatchError(message, code=Code.SHAPE_MISMATCH, tensor=value.name)
+        if same_bytes(draft.source, draft.original):
+            self.ledger.unused.append(draft.source.name)
+            draft.restore()
+        draft.share()
 
     def _blend_rows(self, draft: Draft, item: Replaced) -> None:
         rows = item.rows or ()
@@ -306,6 +315,12 @@ class Contribution:
                         file=self._adapter.name,
                     )
                 )
+
+
+def _check_dtype(draft: Draft) -> None:
+    if not draft.source.dtype.floating or draft.source.dtype.bits < 16:
+        message = f"dtype {draft.source.dtype.name} cannot be added to; is the base quantized?"
+        raise MismatchError(message, code=Code.DTYPE_NOT_COMPUTABLE, tensor=draft.name)
 
 
 def _names(delta: Delta) -> list[str]:

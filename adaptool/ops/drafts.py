@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from adaptool.dtypes import Dtype
+from adaptool.errors import MismatchError
+from adaptool.findings import Code
 from adaptool.model.plan import Blend, Piece, Recoded
 from adaptool.store.tensors import TensorRef
 
@@ -44,6 +46,14 @@ class Draft:
     def is_touched(self) -> bool:
         """Whether an adapter changes it."""
         return bool(self.pieces or self.blends) or self.replaced_by is not None
+
+    def see_as(self, fold: int) -> None:
+        """As a matrix with `fold` axes as rows; MismatchError where it is seen in another way."""
+        seen = self.pieces or any(blend.view is not None for blend in self.blends)
+        if seen and self.fold != fold:
+            message = "two deltas see this tensor in different shapes"
+            raise MismatchError(message, code=Code.UNSUPPORTED, tensor=self.name)
+        self.fold = fold
 
     def replace(self, value: TensorRef, adapter: int) -> None:
         """The adapter's tensor takes the place of the base's, which is kept for a second one."""

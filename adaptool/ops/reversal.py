@@ -98,7 +98,7 @@ def _restoration(
 
 def _is_own(row: Row) -> bool:
     """Whether most of what it holds is the base's, changed."""
-    return row.recoded is None and all(blend.rows is not None for blend in row.blends)
+    return row.recoded is None and not any(blend.is_whole for blend in row.blends)
 
 
 def _is_predicted(ref: TensorRef, row: Row, sources: set[int]) -> bool:
