@@ -1,7 +1,7 @@
 # make demo       merge the tiny model in fixtures/, verify it, inspect it; run a recipe, twice
 # make test       lint, types and the fast tests
 # make test-all   the same, with the slow tests
-# make bench      time merges, resize and combine against cp and PEFT
+# make bench      time merges, resize, combine against cp and PEFT, and merges from and to a Hub
 # make lint       lint and types only
 #
 # PYTHON=python3.12 make ... picks the interpreter; it needs 3.11 or newer.
@@ -45,6 +45,7 @@ lint: $(TESTING)
 bench: $(TESTING)
 	$(BIN)/python tests/benchmarks/merge_speed.py $(BENCH_ARGS)
 	$(BIN)/python tests/benchmarks/adapter_speed.py $(BENCH_ARGS)
+	$(BIN)/python tests/benchmarks/hub_speed.py
 
 clean:
 	rm -rf $(VENV) build dist
