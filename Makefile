@@ -45,7 +45,7 @@ lint: $(TESTING)
 bench: $(TESTING)
 	$(BIN)/python tests/benchmarks/merge_speed.py $(BENCH_ARGS)
 	$(BIN)/python tests/benchmarks/adapter_speed.py $(BENCH_ARGS)
-	$(BIN)/python tests/benchmarks/hub_speed.py
+	$(BIN)/python tests/benchmarks/hub_speed.py $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist

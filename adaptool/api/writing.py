@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from adaptool.api.attesting import Attesting
 from adaptool.api.door import Door
-from adaptool.engine.write import write_model
-from adaptool.findings import Finding
+from adaptool.api.output import Delivered, Output
 from adaptool.layouts import decode, writable
 from adaptool.model.adapter import Adapter
 from adaptool.model.encoding import Destination
@@ -17,11 +17,10 @@ from adaptool.model.options import Machine
 from adaptool.model.plan import Plan
 from adaptool.model.reading import BaseNames, Reading
 from adaptool.ops.adapter_plan import adapter_plan
-from adaptool.ops.encoding import encoded, single_file
+from adaptool.ops.encoding import encoded
 from adaptool.ops.provenance import adapter_input
 from adaptool.store.adapter_files import AdapterFiles, open_adapter
 from adaptool.store.disk import Disk
-from adaptool.store.preflight import preflight
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +67,8 @@ class Writing:
     dry_run: bool
     progress: Callable[[int, int], None] | None
     disk: Disk
+    attesting: Attesting
+    private: bool = False
 
     def plan(
         self,
@@ -81,9 +82,9 @@ class Writing:
         base: BaseNames | None = None,
     ) -> Plan:
         """The plan of writing `adapter`, in its own layout where that can be written."""
-        single = single_file(self.out)
+        name = self._output.file_name
         target = layout or (adapter.layout if adapter.layout in writable() else "peft")
-        destination = Destination(self.out.name if single else None, bake, base)
+        destination = Destination(name, bake, base)
         body, kept, dropped = encoded(adapter, target, destination, allow_drop)
         plan = adapter_plan(
             body,
@@ -93,30 +94,28 @@ class Writing:
                 "dropped": sorted({*adapter.dropped, *dropped}),
                 "modules": len({delta.module for delta in kept.deltas}),
             },
-            companions=() if single else sources.companions,
+            companions=() if name is not None else sources.companions,
         )
-        preflight(
-            self.out,
-            sources.paths,
-            overwrite=self.overwrite,
-            need_bytes=plan.bytes,
-            disk=self.disk,
-            single_file=single,
-        )
+        self._output.check(plan, sources.paths)
         return plan
 
-    def write(self, plan: Plan) -> tuple[Finding, ...]:
+    def write(self, plan: Plan) -> Delivered:
         """Write it, unless this is a dry run; what there is to say of it."""
         if self.dry_run:
-            return plan.findings
-        written = write_model(
-            plan,
+            return Delivered.nothing(self.machine.device, plan.findings)
+        done = self._output.write(plan)
+        return replace(done, findings=(*plan.findings, *done.findings))
+
+    @property
+    def _output(self) -> Output:
+        return Output(
             self.out,
             self.command,
             self.machine,
-            overwrite=self.overwrite,
-            progress=self.progress,
-            disk=self.disk,
-            single_file=single_file(self.out),
+            self.overwrite,
+            self.progress,
+            self.disk,
+            self.attesting,
+            private=self.private,
+            may_be_file=True,
         )
-        return (*plan.findings, *written.findings)

@@ -10,42 +10,24 @@ import click
 
 from adaptool.errors import MismatchError
 from adaptool.findings import Code
+from adaptool.model.byte_sizes import bytes_of
 from adaptool.model.options import Strength
 
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]?I?B)?", re.IGNORECASE)
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,4})?")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _HUB = "hf://"
-# Decimal, as the Hub's client reads `max_shard_size="5GB"`; the binary ones are spelled out.
-_FACTORS = {
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
 
 
 def size(text: str) -> int:
     """Bytes in `5GB`, `500MB`, `2GiB`, `1048576`."""
-    match = _SIZE.fullmatch(text.strip())
-    unit = (match[2] or "B").upper() if match else ""
-    if match is None or unit not in _FACTORS:
+    count = bytes_of(text)
+    if count is None:
         message = f"{text!r} is no size; write it as 5GB, 500MB or 2GiB"
         raise click.BadParameter(message)
-    count = int(float(match[1]) * _FACTORS[unit]) if "." in match[1] else _whole(match[1], unit)
     if count < 1:
         message = f"{text!r} is less than one byte"
         raise click.BadParameter(message)
     return count
-
-
-def _whole(digits: str, unit: str) -> int:
-    return int(digits) * _FACTORS[unit]
 
 
 def size_or_keep(text: str) -> int | None:
@@ -85,6 +67,11 @@ def device(text: str) -> str:
 def artifact(text: str) -> Path:
     """An input: a path of this machine, or `hf://owner/name...`, which is pulled for the run."""
     return Path(text) if text.startswith(_HUB) and "\0" not in text else local_path(text)
+
+
+def destination(text: str) -> Path:
+    """OUT: a path of this machine, or `hf://owner/name[@branch][/folder]`, one commit there."""
+    return artifact(text)
 
 
 def local_path(text: str) -> Path:

@@ -224,9 +224,9 @@ def _filled(
         for place in range(threads)
     ]
     _read_ahead(rows)
-    for thread in started:
-        thread.start()
     try:
+        for thread in started:
+            thread.start()
         made = computing(rows)
         _hand_out(workers, rows, made)
         _join(started)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptool.findings import Finding
+from adaptool.model.published import Published, destination
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +48,12 @@ class ResizeResult:
     bytes: int
     findings: tuple[Finding, ...] = ()
     dry_run: bool = False
+    published: Published | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The object that `resize --json` prints."""
         return {
-            "out": str(self.out),
+            **destination(self.out, self.published),
             "modules": [module.as_json() for module in self.modules],
             "relative_error": self.relative_error,
             "parameters": {"before": self.parameters_before, "after": self.parameters_after},
@@ -79,11 +81,12 @@ class ConvertResult:
     relative_error: float | None = None
     findings: tuple[Finding, ...] = ()
     dry_run: bool = False
+    published: Published | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The object that `convert --json` prints."""
         return {
-            "out": str(self.out),
+            **destination(self.out, self.published),
             "from": self.source,
             "to": self.target,
             "module_count": self.module_count,
@@ -113,11 +116,12 @@ class CombineResult:
     bytes: int
     findings: tuple[Finding, ...] = ()
     dry_run: bool = False
+    published: Published | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The object that `combine --json` prints."""
         return {
-            "out": str(self.out),
+            **destination(self.out, self.published),
             "method": self.method,
             "rank": {"min": self.rank_min, "max": self.rank_max},
             "exact": self.exact,
@@ -161,11 +165,12 @@ class ExtractResult:
     bytes: int
     findings: tuple[Finding, ...] = ()
     dry_run: bool = False
+    published: Published | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The object that `extract --json` prints."""
         return {
-            "out": str(self.out),
+            **destination(self.out, self.published),
             "modules": [module.as_json() for module in self.modules],
             "saved": list(self.saved),
             "unchanged": self.unchanged,

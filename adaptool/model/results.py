@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptool.findings import Finding, Severity
+from adaptool.model.published import Published, destination
 
 ENERGY_SHARES = (0.9, 0.99, 0.999)
 """The shares of a delta's energy that `inspect` gives the rank for."""
@@ -61,11 +62,12 @@ class MergeResult:
     stats: MergeStats
     dry_run: bool = False
     plan: dict[str, Any] | None = None
+    published: Published | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The object that `merge --json` prints."""
         body: dict[str, Any] = {
-            "out": str(self.out),
+            **destination(self.out, self.published),
             "tensors": {"total": self.total, "touched": self.touched, "copied": self.copied},
             "bytes": self.bytes,
             "seconds": self.seconds,
@@ -122,10 +124,11 @@ class VerifyResult:
 
 @dataclass(frozen=True, slots=True)
 class ValidateResult:
-    """Findings about one artifact; `strict` makes warnings count as errors."""
+    """Findings about the artifact at `path`; `strict` makes warnings count as errors."""
 
     findings: tuple[Finding, ...]
     strict: bool = False
+    path: str = ""
 
     @property
     def ok(self) -> bool:
@@ -135,7 +138,7 @@ class ValidateResult:
 
     def as_json(self) -> dict[str, Any]:
         """The object that `validate --json` prints."""
-        return {"ok": self.ok, "findings": _findings(self.findings)}
+        return {"path": self.path, "ok": self.ok, "findings": _findings(self.findings)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptool.findings import Finding
+from adaptool.model.published import Published, destination
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,12 @@ class UnmergeResult:
     findings: tuple[Finding, ...] = ()
     dry_run: bool = False
     plan: dict[str, Any] | None = None
+    published: Published | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The object that `unmerge --json` prints."""
         body: dict[str, Any] = {
-            "out": str(self.out),
+            **destination(self.out, self.published),
             "exact": self.exact,
             "tensors": {"total": self.total, "touched": self.touched},
             "bytes": self.bytes,

@@ -9,11 +9,14 @@ from typing import Any
 from adaptool.model.adapter import Adapter
 from adaptool.model.options import MergeOptions
 from adaptool.store.adapter_files import AdapterFiles, config_bytes
+from adaptool.store.addresses import on_the_hub
 from adaptool.store.checkpoint import Checkpoint
-from adaptool.store.digest import digest_of_bytes, fingerprint, sha256_of
+from adaptool.store.digest import digest_of_bytes, fingerprint, known_sha256, sha256_of
 from adaptool.store.journal import read_record
+from adaptool.store.model_card import carried_front
 from adaptool.store.occupied import RECEIPT
 from adaptool.store.safe_names import printable
+from adaptool.store.source import Source
 
 
 def inputs_of(
@@ -34,12 +37,19 @@ def base_input(base: Checkpoint, role: str = "base") -> Mapping[str, Any]:
             {
                 "name": printable(shard.file),
                 "bytes": shard.source.size,
-                "fingerprint": fingerprint(shard.source),
+                **_identity(shard.source),
             }
             for shard in base.shards
         ],
+        **_card(Path(base.name)),
         **pulled_from(Path(base.name) if Path(base.name).is_dir() else Path(base.name).parent),
     }
+
+
+def _identity(shard: Source) -> dict[str, str]:
+    """The commit's own sha256 of a shard on the Hub, a fingerprint of a local one."""
+    known = known_sha256(shard)
+    return {"fingerprint": fingerprint(shard)} if known is None else {"sha256": known}
 
 
 def adapter_input(files: AdapterFiles, adapter: Adapter, weight: float = 1.0) -> Mapping[str, Any]:
@@ -53,8 +63,22 @@ def adapter_input(files: AdapterFiles, adapter: Adapter, weight: float = 1.0) ->
         "sha256": sha256_of(files.source),
         "config_sha256": digest_of_bytes(config) if config is not None else None,
         "layout": adapter.layout,
+        **_base_name(adapter),
+        **_card(Path(files.name)),
         **pulled_from(files.path.parent),
     }
+
+
+def _base_name(adapter: Adapter) -> Mapping[str, str]:
+    """What the adapter calls its base, where that can be a repository's name and no path."""
+    name = adapter.base or ""
+    return {"base": printable(name)} if "/" in name and on_the_hub(name) else {}
+
+
+def _card(root: Path) -> Mapping[str, Any]:
+    """What the card beside an input says that is carried over to the card of the output."""
+    found = carried_front(root)
+    return {"card": dict(found)} if found else {}
 
 
 def pulled_from(root: Path) -> Mapping[str, Any]:

@@ -10,28 +10,32 @@ from dataclasses import dataclass
 from adaptool.errors import InputError
 from adaptool.findings import Code
 from adaptool.remote.outgoing import CARD
+from adaptool.store.addresses import on_the_hub
 from adaptool.store.safe_names import printable
 
 Value = str | Sequence[str]
 
 _FRONT = re.compile(r"\A---[ \t]*\r?\n(?P<front>(?:.*\r?\n)*?)---[ \t]*(?:\r?\n|\Z)")
 _PLAIN = re.compile(r"[A-Za-z][\w./-]*")
-_ON_THE_HUB = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 _YAML_WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off"})
 
 
 @dataclass(frozen=True, slots=True)
+class Table:
+    """A part of a card: a title, the names of its columns, and rows of them."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
-    """What a card says of an artifact: front matter by key, and rows of a table."""
+    """What a card says of an artifact: front matter by key, and tables; empty ones are left out."""
 
     front: Mapping[str, Value]
     title: str
-    rows: Sequence[tuple[str, str]]
-
-
-def on_the_hub(name: str) -> bool:
-    """Whether this can be the name of a repository; a trainer's local path cannot."""
-    return _ON_THE_HUB.fullmatch(name) is not None and not name.startswith(".")
+    tables: Sequence[Table]
 
 
 def completed(text: str | None, facts: Facts) -> str:
@@ -96,8 +100,14 @@ def _scalar(text: str) -> str:
 
 
 def _body(facts: Facts) -> str:
-    rows = "".join(f"| {_cell(name)} | {_cell(value)} |\n" for name, value in facts.rows)
-    return f"# {_cell(facts.title)}\n\n| | |\n|---|---|\n{rows}"
+    parts = [f"# {_cell(facts.title)}\n", *(_table(each) for each in facts.tables if each.rows)]
+    return "\n".join(parts)
+
+
+def _table(table: Table) -> str:
+    title = f"## {_cell(table.title)}\n\n" if table.title else ""
+    rows = [table.heads, ["---"] * len(table.heads), *([*map(_cell, row)] for row in table.rows)]
+    return title + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _cell(text: str) -> str:

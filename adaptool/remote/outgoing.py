@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Self
@@ -79,12 +79,34 @@ def outgoing(path: Path) -> tuple[Outgoing, ...]:
     files, leaks = [], list[AdaptoolError]()
     for name, file in found:
         with LocalSource(file) as source:
-            files.append(_digested(name, source))
+            files.append(digested(name, source))
             if _holds_token(source, whole=not name.endswith(_WEIGHTS)):
                 leaks.append(_leak(file))
     if leaks:
         raise gathered(leaks)
     return tuple(files)
+
+
+def check_sendable(files: Iterable[tuple[str, Path | bytes]]) -> None:
+    """InputError (exit 3), carrying all of them, for pickles and texts with access tokens in them.
+
+    `files` are names with a file to be copied, or with bytes: what will be sent, not there yet.
+    """
+    refused: list[AdaptoolError] = []
+    for name, content in files:
+        if _PICKLES.fullmatch(name):
+            refused.append(_pickle(printable(name)))
+        elif _leaks(name, content):
+            refused.append(_leak(content if isinstance(content, Path) else Path(name)))
+    if refused:
+        raise gathered(refused)
+
+
+def _leaks(name: str, content: Path | bytes) -> bool:
+    if isinstance(content, bytes):
+        return TOKEN.search(content) is not None
+    with LocalSource(content) as source:
+        return _holds_token(source, whole=not name.endswith(_WEIGHTS))
 
 
 def _files(root: Path) -> Iterator[tuple[str, Path]]:
@@ -105,13 +127,17 @@ def _accounted(root: Path) -> set[str]:
 def _problem(name: str, path: Path, accounted: set[str]) -> AdaptoolError | None:
     file = printable(str(path))
     if _PICKLES.fullmatch(name):
-        message, hint = "is a pickle, which can run code", "convert it, or move it away"
-        return InputError(message, code=Code.PICKLE_FILE, file=file, hint=hint)
+        return _pickle(file)
     if not is_safe(name) or not (name in accounted or _is_known(name)):
         message = "is no file of an adapter or a model, and no receipt accounts for it"
         hint = "move it away: what is pushed can be read by others"
         return InputError(message, code=Code.STRAY_FILE, file=file, hint=hint)
     return None
+
+
+def _pickle(file: str) -> AdaptoolError:
+    message, hint = "is a pickle, which can run code", "convert it, or move it away"
+    return InputError(message, code=Code.PICKLE_FILE, file=file, hint=hint)
 
 
 def _is_known(name: str) -> bool:
@@ -125,7 +151,8 @@ def _frame(size: int) -> bytes:
     return f"blob {size}\0".encode()
 
 
-def _digested(name: str, source: LocalSource) -> Outgoing:
+def digested(name: str, source: LocalSource) -> Outgoing:
+    """The file behind `source`, read once."""
     sha256 = hashlib.sha256()
     git = hashlib.sha1(_frame(source.size), usedforsecurity=False)
     for start in range(0, source.size, _CHUNK):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 from adaptool.errors import UsageError
 from adaptool.findings import Code
+from adaptool.store.addresses import SCHEME, as_written, hub_uri
 from adaptool.store.safe_names import is_safe, printable
 
-SCHEME = "hf://"
-_SCHEME_AS_PATH = "hf:/"  # pathlib makes one slash of two
+__all__ = ["SCHEME", "HubUri", "as_written", "hub_uri"]
+
 _FORM = "hf://owner/name[@revision][/subfolder]"
 # Revisions that hold slashes. Source: huggingface_hub 2.4, `SPECIAL_REFS_REVISION_REGEX`.
 _URI = re.compile(
@@ -65,16 +65,3 @@ def _is_repo(match: re.Match[str]) -> bool:
     return not any(
         part[0] in ".-" or part[-1] in ".-" or ".." in part or "--" in part for part in parts
     )
-
-
-def hub_uri(path: Path) -> str | None:
-    """The `hf://` address that `path` was made of, None for a path of this machine."""
-    text = str(path)
-    if not text.startswith(_SCHEME_AS_PATH):
-        return None
-    return SCHEME + text.removeprefix(_SCHEME_AS_PATH)
-
-
-def as_written(path: Path) -> str:
-    """The path or address as the user wrote it."""
-    return hub_uri(path) or str(path)

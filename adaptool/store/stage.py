@@ -40,6 +40,10 @@ class Stage(Protocol):
         """The file has all its bytes: make it durable, or hand it over."""
         ...
 
+    def break_off(self) -> None:
+        """There will be no commit: what is being handed over in another thread may end."""
+        ...
+
     def digest(self, name: str) -> str:
         """sha256 of a finished file, in hexadecimal."""
         ...

@@ -142,6 +142,9 @@ class Staging:
         """The directory that becomes OUT."""
         return self.placement.payload
 
+    def break_off(self) -> None:
+        """Nothing is handed over."""
+
     def digest(self, name: str) -> str:
         """sha256 of a finished file, in hexadecimal; reads it."""
         with LocalSource(self.payload / name) as source:

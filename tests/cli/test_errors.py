@@ -88,7 +88,7 @@ def test_no_command_shows_the_help_on_stderr() -> None:
 
 def test_uri_is_refused_where_a_path_must_stand() -> None:
     """What cannot be written to, or not be read yet, is exit 4 with what to do."""
-    for arguments in (("inspect", "s3://o/n"), ("merge", BASE, ADAPTER, "hf://o/n")):
+    for arguments in (("inspect", "s3://o/n"), ("merge", BASE, ADAPTER, "s3://o/n")):
         answer = run(*arguments, "--json")
         assert answer.code == 4
         assert answer.json["error"]["code"] == "unsupported"

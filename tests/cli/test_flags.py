@@ -26,14 +26,24 @@ from adaptool.cli.main import group, main
 from command_line import ADAPTER, BASE
 from make_fixtures import Tensor, save_tensors
 
-COMMON = {"--json", "--quiet"}
+COMMON = {"--json", "--quiet", "--summary"}
 MACHINE = {"--device", "--threads"}
 WRITING = {"--overwrite", "--dry-run"}
+ATTESTING = {"--checksum", "--provenance", "--bom"}
 READING = {"--alpha", "--scale", "--allow-drop", "--allow-pickle"}
 PROMISED = {
-    "diff": {*COMMON, "--exit-code", "--allow-pickle", "--base"},
+    "diff": {*COMMON, *MACHINE, "--exit-code", "--allow-pickle", "--base"},
     "inspect": {*COMMON, "--values", "--html", "--base", "--allow-pickle", "--overwrite"},
-    "validate": {*COMMON, "--base", "--strict", "--values", "--target", "--allow-pickle"},
+    "validate": {
+        *COMMON,
+        "--base",
+        "--strict",
+        "--values",
+        "--target",
+        "--containing",
+        "--checksum",
+        "--allow-pickle",
+    },
     "merge": {
         *COMMON,
         *MACHINE,
@@ -54,12 +64,15 @@ PROMISED = {
         "--init-adapter",
         "--reversible",
         "--skip-unmatched",
-        "--checksum",
+        *ATTESTING,
+        "--private",
     },
     "resize": {
         *COMMON,
         *MACHINE,
         *WRITING,
+        *ATTESTING,
+        "--private",
         *READING,
         "--rank",
         "--energy",
@@ -77,6 +90,8 @@ PROMISED = {
         *COMMON,
         *MACHINE,
         *WRITING,
+        *ATTESTING,
+        "--private",
         *READING,
         "--weights",
         "--method",
@@ -93,6 +108,8 @@ PROMISED = {
         *COMMON,
         *MACHINE,
         *WRITING,
+        *ATTESTING,
+        "--private",
         *READING,
         "--to",
         "--as",
@@ -107,18 +124,23 @@ PROMISED = {
         *COMMON,
         *MACHINE,
         *WRITING,
+        *ATTESTING,
+        "--private",
         "--rank",
         "--energy",
         "--exact",
         "--dtype",
         "--allow-pickle",
     },
-    "pull": {*COMMON, *WRITING, "--require-pinned", "--allow-pickle"},
+    "pull": {*COMMON, *WRITING, "--checksum", "--require-pinned", "--allow-pickle", "--max-bytes"},
     "push": {*COMMON, "--private", "--create-pr", "--message", "--dry-run"},
+    "run": {*COMMON, *MACHINE, *WRITING, "--set", "--force", "--schema"},
     "unmerge": {
         *COMMON,
         *MACHINE,
         *WRITING,
+        "--checksum",
+        "--private",
         "--add",
         "--init-adapter",
         "--exact",

@@ -93,6 +93,20 @@ def test_pull_allow_pickle(adaptool: Adaptool, hub: StandIn, tmp_path: Path) -> 
     assert (tmp_path / "out" / "adapter_model.bin").read_bytes() == pickled["adapter_model.bin"]
 
 
+def test_pull_max_bytes(adaptool: Adaptool, hub: StandIn, tmp_path: Path) -> None:
+    """Exit 7 with both sizes where there is more, before a byte of it; nothing is written."""
+    size = sum(map(len, FILES.values()))
+    for more in ((), ("--dry-run",)):
+        said = adaptool("pull", "--max-bytes", "60kB", URI, tmp_path / "no", *more, code=7)
+        error = said["error"]
+        assert (error["code"], error["field"]) == ("limit-exceeded", "--max-bytes")
+        assert f"({size} bytes)" in error["message"]
+        assert "60.0 kB" in error["message"]
+    assert (hub.asked("GET", "/resolve/"), list(tmp_path.iterdir())) == ([], [])
+    adaptool("pull", "--max-bytes", str(size), URI, tmp_path / "out")
+    adaptool("pull", "--max-bytes", "many", URI, tmp_path / "no", code=2)
+
+
 def test_pull_of_no_uri_is_exit_2(adaptool: Adaptool, hub: StandIn, tmp_path: Path) -> None:
     """A name without its scheme could be a path."""
     adaptool("pull", "me/adapter", tmp_path / "out", code=2)

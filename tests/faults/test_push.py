@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -223,13 +224,27 @@ def test_token_that_may_only_read_is_exit_6(hub: StandIn, monkeypatch: pytest.Mo
 
 
 def test_branch_that_moved_is_exit_6_and_kept(hub: StandIn) -> None:
-    """What was pushed meanwhile is not overwritten."""
+    """What was pushed meanwhile is not overwritten; it is said, and what to do about it."""
     repo = hub.add("me/adapter", OLD)
     theirs = {**OLD, "note.txt": b"theirs"}
     hub.when("POST", "/commit/", Before(lambda: repo.commit(theirs)))
     error = refused(6, "push", ADAPTER, URI)
     assert (error["code"], error["retryable"]) == ("remote-moved", True)
+    assert "the branch moved" in str(error["message"])
+    assert "parent commit changed" in str(error["message"])
+    assert "run the command again" in str(error["hint"])
     assert repo.files == theirs
+    done("push", ADAPTER, URI)
+    assert repo.files["note.txt"] == b"theirs"
+
+
+@pytest.mark.parametrize("status", [409, 412])
+def test_either_status_of_a_conflict_is_a_branch_that_moved(hub: StandIn, status: int) -> None:
+    """Servers differ in which one they send."""
+    repo = hub.add("me/adapter", OLD)
+    hub.when("POST", "/commit/", Refuse(status))
+    assert refused(6, "push", ADAPTER, URI)["code"] == "remote-moved"
+    assert repo.files == OLD
 
 
 @pytest.mark.parametrize("fault", [Lose(), Drop(after=5)])
@@ -242,12 +257,39 @@ def test_lost_answer_to_a_commit_is_recognised(hub: StandIn, fault: Fault) -> No
     assert len(repo.commits) == 2
 
 
-def test_commit_that_never_arrived_is_exit_6(hub: StandIn) -> None:
-    """Retryable: the branch is where it was."""
+def test_commit_that_never_arrives_is_exit_6(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retryable, after a few tries: the branch is where it was."""
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
     repo = hub.add("me/adapter", OLD)
-    hub.when("POST", "/commit/", Refuse(503))
+    hub.when("POST", "/commit/", Refuse(503), times=99)
     error = refused(6, "push", ADAPTER, URI)
     assert (error["code"], error["retryable"], repo.files) == ("network", True, OLD)
+    assert waits == [0.0, 1.0, 2.0, 4.0, 8.0]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("more", [[], ["--create-pr"]])
+def test_commit_that_is_refused_for_now_is_asked_for_again(
+    hub: StandIn, monkeypatch: pytest.MonkeyPatch, status: int, more: list[str]
+) -> None:
+    """As Retry-After says, and once; a pull request only where it is known that none was made."""
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    repo = hub.add("me/adapter", OLD)
+    hub.when("POST", "/commit/", Refuse(status, {"Retry-After": "7"}))
+    answer = ask("push", ADAPTER, URI, *more)
+    made = (answer.code, len(repo.commits), waits)
+    assert made == ((6, 1, []) if more and status == 503 else (0, 2, [7.0]))
+
+
+@pytest.mark.parametrize("fault", [Refuse(429, {"Retry-After": "0"}), Refuse(502), Lose()])
+def test_repository_is_made_although_the_first_answer_fails(hub: StandIn, fault: Fault) -> None:
+    """Where the answer was lost, the second try finds it there."""
+    hub.when("POST", "/repos/create", fault)
+    done("push", ADAPTER, URI, "--private")
+    assert hub.repos["me/adapter"].private
+    assert _without_card(hub.repos["me/adapter"].files) == FILES
 
 
 def test_private_repository_is_made_and_a_public_one_refused(hub: StandIn) -> None:
@@ -303,6 +345,7 @@ def test_push_killed_at_any_request_leaves_the_old_or_the_new(
         subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     )
     running[0].communicate(timeout=60)
+    hub.settle()
     assert repo.files == OLD or _without_card(repo.files) == FILES
     done("push", ADAPTER, URI)
     assert _without_card(repo.files) == FILES

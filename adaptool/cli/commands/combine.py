@@ -14,6 +14,7 @@ from adaptool.cli.progress import byte_bar
 from adaptool.cli.text import byte_count, counted, printable
 from adaptool.model.adapter_results import CombineResult
 from adaptool.model.options import OutputDtype
+from adaptool.model.published import shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,7 +58,14 @@ if TYPE_CHECKING:
     metavar="total|frequency",
     help="How an element's sign is elected: by the sum, or one vote each.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of dare's and della's draws.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    metavar="N",
+    show_default=True,
+    help="Of dare's and della's draws.",
+)
 @click.option(
     "--dtype",
     type=click.Choice([kind.value for kind in OutputDtype]),
@@ -65,16 +73,18 @@ if TYPE_CHECKING:
     show_default=True,
     help="Dtype of the tensors written.",
 )
-@click.option("-o", "--out", type=values.local_path, metavar="OUT", help="./combined by default.")
+@click.option("-o", "--out", type=values.destination, metavar="OUT", help="Default: ./combined.")
 @options.expert_packing
 @options.adapter_scales
 @options.allow_drop
 @options.allow_pickle
+@options.attesting
+@options.private
 @options.writing
 @options.machine
 @options.output
 def command(adapters: tuple[Path, ...], **flags: Any) -> Answer:  # noqa: ANN401
-    """Write one adapter whose delta is the weighted sum of those of A, B, ...
+    """Write to OUT one adapter whose delta is the weighted sum of those of A, B, ...
 
     cat is exact: its rank is the sum of the ranks. --rank N gives the best approximation of that
     rank. The other methods are those of the papers that the README names.
@@ -100,7 +110,8 @@ def _people(result: CombineResult) -> Iterator[RenderableType]:
         error = ", exact"
     elif result.relative_error is not None:
         error = f", relative error {result.relative_error:.3g}"
+    out = printable(shown(result.out, result.published))
     yield (
-        f"{verb} {printable(str(result.out))} ({byte_count(result.bytes)}): {result.method}, "
+        f"{verb} {out} ({byte_count(result.bytes)}): {result.method}, "
         f"{counted(result.module_count, 'module')}, {ranks}{error}"
     )

@@ -13,6 +13,7 @@ from adaptool.cli.answer import Answer
 from adaptool.cli.progress import byte_bar
 from adaptool.cli.text import byte_count, counted, printable
 from adaptool.model.adapter_results import ConvertResult
+from adaptool.model.published import shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command("convert", short_help="Write an adapter in another layout.")
 @click.argument("adapter", type=values.artifact)
-@click.argument("out", type=values.local_path)
+@click.argument("out", type=values.destination)
 @click.option(
     "--to",
     required=True,
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 @options.adapter_scale
 @options.allow_drop
 @options.allow_pickle
+@options.attesting
+@options.private
 @options.writing
 @options.machine
 @options.output
@@ -81,7 +84,7 @@ def _people(result: ConvertResult) -> Iterator[RenderableType]:
     verb = "would write" if result.dry_run else "wrote"
     error = "" if result.relative_error is None else f", relative error {result.relative_error:.3g}"
     yield (
-        f"{verb} {printable(str(result.out))} ({byte_count(result.bytes)}): "
+        f"{verb} {printable(shown(result.out, result.published))} ({byte_count(result.bytes)}): "
         f"{result.source} -> {result.target}, {counted(result.module_count, 'module')}{error}"
     )
     if result.carried:

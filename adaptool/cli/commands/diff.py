@@ -13,7 +13,7 @@ from adaptool.cli import options
 from adaptool.cli.answer import Answer
 from adaptool.cli.progress import byte_bar
 from adaptool.cli.text import counted, printable
-from adaptool.cli.values import local_path
+from adaptool.cli.values import artifact
 from adaptool.errors import CheckFailed
 from adaptool.model.comparisons import DiffResult, DiffRow
 
@@ -25,18 +25,28 @@ LONGEST_VALUE = 60
 
 
 @click.command("diff", short_help="Compare two adapters or checkpoints.")
-@click.argument("a", type=local_path)
-@click.argument("b", type=local_path)
+@click.argument("a", type=artifact)
+@click.argument("b", type=artifact)
 @click.option("--exit-code", is_flag=True, help="Exit 1 where any number differs.")
 @click.option(
     "--base",
-    type=local_path,
+    type=artifact,
     metavar="BASE",
     help="For adapters whose file says too little: the base's names and head counts.",
 )
 @options.allow_pickle
+@options.machine
 @options.output
-def command(a: Path, b: Path, *, exit_code: bool, base: Path | None, allow_pickle: bool) -> Answer:
+def command(
+    a: Path,
+    b: Path,
+    *,
+    exit_code: bool,
+    base: Path | None,
+    allow_pickle: bool,
+    device: str,
+    threads: int | None,
+) -> Answer:
     """Show how A and B differ: cosine and |A - B| / |A| of every module, and what only one has.
 
     Adapters may differ in rank, scaling and layout: what their factors make is compared.
@@ -45,7 +55,15 @@ def command(a: Path, b: Path, *, exit_code: bool, base: Path | None, allow_pickl
     from adaptool import api
 
     with byte_bar("diff") as progress:
-        result = api.diff(a, b, base=base, allow_pickle=allow_pickle, progress=progress)
+        result = api.diff(
+            a,
+            b,
+            base=base,
+            allow_pickle=allow_pickle,
+            device=device,
+            threads=threads,
+            progress=progress,
+        )
     return Answer(
         body=result.as_json(),
         people=lambda: _people(result),

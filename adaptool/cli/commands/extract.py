@@ -14,15 +14,16 @@ from adaptool.cli.progress import byte_bar
 from adaptool.cli.text import byte_count, counted, printable
 from adaptool.model.adapter_results import ExtractResult
 from adaptool.model.options import OutputDtype
+from adaptool.model.published import shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
 @click.command("extract", short_help="Make an adapter of the difference of two models.")
-@click.argument("base", type=values.local_path)
-@click.argument("tuned", type=values.local_path)
-@click.argument("out", type=values.local_path)
+@click.argument("base", type=values.artifact)
+@click.argument("tuned", type=values.artifact)
+@click.argument("out", type=values.destination)
 @click.option("--rank", type=int, metavar="N", help="This rank for every matrix.")
 @click.option(
     "--energy",
@@ -39,14 +40,16 @@ if TYPE_CHECKING:
     help="Dtype of the tensors written.",
 )
 @options.allow_pickle
+@options.attesting
+@options.private
 @options.writing
 @options.machine
 @options.output
 def command(base: Path, tuned: Path, out: Path, **flags: Any) -> Answer:  # noqa: ANN401
     """Write to OUT the adapter that turns BASE into TUNED: merged into BASE it gives TUNED again.
 
-    Matrices become LoRA factors, with the error stated; norms, biases and what would take as much
-    room as factors are carried whole.
+    Matrices become LoRA factors at --rank or --energy, with the error stated; norms, biases and
+    what would take as much room as factors are carried whole.
     """
     from adaptool import api
 
@@ -72,7 +75,7 @@ def _people(result: ExtractResult) -> Iterator[RenderableType]:
     verb = "would write" if result.dry_run else "wrote"
     error = "" if result.relative_error is None else f", relative error {result.relative_error:.3g}"
     yield (
-        f"{verb} {printable(str(result.out))} ({byte_count(result.bytes)}): "
+        f"{verb} {printable(shown(result.out, result.published))} ({byte_count(result.bytes)}): "
         f"{counted(len(result.modules), 'module')}, {len(result.saved)} tensors whole, "
         f"{result.unchanged} unchanged{error}"
     )

@@ -13,6 +13,7 @@ from adaptool.cli import options, values
 from adaptool.cli.answer import Answer
 from adaptool.cli.progress import byte_bar
 from adaptool.cli.text import byte_count, counted, percent, printable
+from adaptool.model.published import shown
 from adaptool.model.results import MergeResult, MergeStats
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 @click.command("merge", short_help="Merge adapters into a base, shard by shard.")
 @click.argument("base", type=values.artifact)
 @click.argument("adapter", type=values.artifact)
-@click.argument("out", type=values.local_path)
-@options.adding
+@click.argument("out", type=values.destination)
+@options.adding(receipt=False)
 @options.arithmetic(receipt=False)
 @click.option(
     "--max-shard-size",
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Keep beside the weights what unmerge needs to restore every byte of BASE.",
 )
-@click.option("--checksum", is_flag=True, help="SHA-256 of every file written.")
+@options.attesting
+@options.private
 @options.writing
 @options.machine
 @options.output
@@ -51,7 +53,8 @@ def command(base: Path, adapter: Path, out: Path, **flags: Any) -> Answer:  # no
     """Write to OUT the model that BASE with ADAPTER is: W + sum of w * (f(W) - W), rounded once.
 
     OUT is complete or absent, whatever happens; after an interruption the same command goes on
-    where it stopped.
+    where it stopped. With OUT = hf://OWNER/NAME each shard is uploaded and removed as soon as it is
+    finished, and one commit names them all at the end.
     """
     from adaptool import api
 
@@ -73,7 +76,7 @@ def _people(result: MergeResult) -> Iterator[RenderableType]:
 
 def _summary(result: MergeResult) -> str:
     verb = "would merge" if result.dry_run else "merged"
-    out = printable(str(result.out))
+    out = printable(shown(result.out, result.published))
     what = f"{verb} {result.touched} of {counted(result.total, 'tensor')} into {out}"
     if result.dry_run:
         return f"{what} ({byte_count(result.bytes)}); nothing was written"

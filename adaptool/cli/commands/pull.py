@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 @click.option(
     "--allow-pickle", is_flag=True, help="Pull .bin and .pt files where there is nothing else."
 )
+@click.option(
+    "--max-bytes",
+    type=values.size,
+    metavar="SIZE",
+    help="Refuse where more would be pulled, such as 500MB or 2GiB.",
+)
+@options.checksum
 @options.writing
 @options.output
 def command(uri: str, out: Path, **flags: Any) -> Answer:  # noqa: ANN401

@@ -14,6 +14,7 @@ from adaptool.cli.answer import Answer
 from adaptool.cli.progress import byte_bar
 from adaptool.cli.text import byte_count, counted, percent, printable
 from adaptool.model.adapter_results import ResizedModule, ResizeResult
+from adaptool.model.published import shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command("resize", short_help="Change an adapter's rank, with the least error.")
 @click.argument("adapter", type=values.artifact)
-@click.argument("out", type=values.local_path, required=False)
+@click.argument("out", type=values.destination, required=False)
 @click.option("--rank", type=int, metavar="N", help="This rank everywhere; lower ranks stay.")
 @click.option(
     "--energy", type=values.number, metavar="F", help="Keep this share of the sum of squares."
@@ -47,8 +48,15 @@ if TYPE_CHECKING:
     metavar="F",
     help="At most this share of the factors' parameters, allotted in the same way.",
 )
-@click.option("--min-rank", type=int, default=1, metavar="N", show_default=True)
-@click.option("--max-rank", type=int, metavar="N")
+@click.option(
+    "--min-rank",
+    type=int,
+    default=1,
+    metavar="N",
+    show_default=True,
+    help="No module below this rank, unless it is already.",
+)
+@click.option("--max-rank", type=int, metavar="N", help="No module above this rank.")
 @click.option(
     "--base",
     type=values.artifact,
@@ -60,6 +68,8 @@ if TYPE_CHECKING:
 @options.adapter_scale
 @options.allow_drop
 @options.allow_pickle
+@options.attesting
+@options.private
 @options.writing
 @options.machine
 @options.output
@@ -89,7 +99,7 @@ def _people(result: ResizeResult) -> Iterator[RenderableType]:
     before, after = result.parameters_before, result.parameters_after
     verb = "would write" if result.dry_run else "wrote"
     yield (
-        f"{verb} {printable(str(result.out))} ({byte_count(result.bytes)}): "
+        f"{verb} {printable(shown(result.out, result.published))} ({byte_count(result.bytes)}): "
         f"{counted(len(result.modules), 'module')}, {before:,} -> {after:,} parameters "
         f"({percent(after / before) if before else '0 %'}), "
         f"relative error {result.relative_error:.3g}"

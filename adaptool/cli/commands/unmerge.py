@@ -12,6 +12,7 @@ from adaptool.cli import options, values
 from adaptool.cli.answer import Answer
 from adaptool.cli.progress import byte_bar
 from adaptool.cli.text import byte_count, counted, printable
+from adaptool.model.published import shown
 from adaptool.model.unmerged import UnmergeResult
 
 if TYPE_CHECKING:
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
 
 
 @click.command("unmerge", short_help="Restore the base of a merged model.")
-@click.argument("merged", type=values.local_path)
-@click.argument("adapter", type=values.local_path)
-@click.argument("out", type=values.local_path)
-@options.adding
+@click.argument("merged", type=values.artifact)
+@click.argument("adapter", type=values.artifact)
+@click.argument("out", type=values.destination)
+@options.adding(receipt=True)
 @options.init_adapter
 @click.option("--exact", is_flag=True, help="Refuse where not every byte can be restored.")
 @options.allow_pickle
+@options.checksum
+@options.private
 @options.writing
 @options.machine
 @options.output
@@ -49,7 +52,7 @@ def command(merged: Path, adapter: Path, out: Path, **flags: Any) -> Answer:  # 
 
 def _people(result: UnmergeResult) -> Iterator[RenderableType]:
     verb = "would restore" if result.dry_run else "restored"
-    out, size = printable(str(result.out)), byte_count(result.bytes)
+    out, size = printable(shown(result.out, result.published)), byte_count(result.bytes)
     what = f"{verb} {result.touched} of {counted(result.total, 'tensor')} into {out} ({size})"
     yield f"{what}: {_how(result)}"
 

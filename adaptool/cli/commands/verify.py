@@ -22,10 +22,10 @@ MOST_ROWS = 50
 
 
 @click.command("verify", short_help="Recompute a merge and name what differs.")
-@click.argument("base", type=values.local_path)
-@click.argument("adapter", type=values.local_path)
-@click.argument("merged", type=values.local_path)
-@options.adding
+@click.argument("base", type=values.artifact)
+@click.argument("adapter", type=values.artifact)
+@click.argument("merged", type=values.artifact)
+@options.adding(receipt=True)
 @options.arithmetic(receipt=True)
 @click.option("--exact", is_flag=True, help="Not even one step of the dtype may differ.")
 @options.machine
