@@ -61,6 +61,12 @@ class Code(StrEnum):
     JSON_NOT_OBJECT = "json-not-object"
     JSON_TOO_LARGE = "json-too-large"
     JSON_TOO_DEEP = "json-too-deep"
+    # recipes
+    YAML_INVALID = "yaml-invalid"
+    VERB_UNKNOWN = "verb-unknown"
+    VARIABLE_UNSET = "variable-unset"
+    STEP_ORDER = "step-order"
+    OUTPUT_OUTSIDE = "output-outside"
     # adapter_config.json
     CONFIG_MISSING = "config-missing"
     FIELD_MISSING = "field-missing"

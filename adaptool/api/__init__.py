@@ -8,6 +8,7 @@ from adaptool.api.hub import pull
 from adaptool.api.merging import merge, verify
 from adaptool.api.pushing import push
 from adaptool.api.reading import inspect, validate
+from adaptool.api.running import run
 from adaptool.api.unmerging import unmerge
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "pull",
     "push",
     "resize",
+    "run",
     "unmerge",
     "validate",
     "verify",

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from adaptool.api.attesting import Attesting
 from adaptool.api.door import Door, Progress
 from adaptool.api.on_base import OnBase
 from adaptool.api.writing import Opened, Writing
@@ -14,8 +15,7 @@ from adaptool.engine.algebra import FactorAlgebra
 from adaptool.model.adapter import Adapter
 from adaptool.model.adapter_results import ConvertResult, ResizeResult
 from adaptool.model.convert_options import ConvertOptions
-from adaptool.model.options import ExpertPacking, Machine, OutputDtype, chosen
-from adaptool.model.reading import Reading
+from adaptool.model.options import Machine, OutputDtype, chosen
 from adaptool.model.resize_options import ResizeOptions
 from adaptool.ops.convert import Converted, converted
 from adaptool.ops.resize import resized
@@ -42,6 +42,10 @@ def resize(
     scale: float | None = None,
     allow_drop: Sequence[str] = (),
     allow_pickle: bool = False,
+    checksum: bool = False,
+    provenance: Path | str | None = None,
+    bom: Path | str | None = None,
+    private: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     device: str = "auto",
@@ -66,25 +70,29 @@ def resize(
         max_rank,
         chosen(OutputDtype, dtype, "--dtype"),
     )
-    source = Path(adapter)
     machine = Machine(device, threads)
     with ExitStack() as stack:
         door = Door(stack, allow_pickle)
         beside = OnBase.opened(door, base, machine)
-        reading = Reading(
-            tuple(allow_drop),
-            chosen(ExpertPacking, expert_packing, "--expert-packing"),
-            alpha,
-            scale,
-            beside.names,
-        )
-        read = Opened.at(door, source, reading)
-        target = Path(out) if out is not None else _beside(source, read.files, "resized")
+        reading = beside.reading(allow_drop, expert_packing, alpha, scale)
+        read = Opened.at(door, Path(adapter), reading)
+        target = Path(out) if out is not None else _beside(read.files, "resized")
         made = resized(read.adapter, options, FactorAlgebra(machine), beside.based)
-        written = Writing("resize", target, machine, overwrite, dry_run, progress, disk or Disk())
+        written = Writing(
+            "resize",
+            target,
+            machine,
+            overwrite,
+            dry_run,
+            progress,
+            disk or Disk(),
+            Attesting.of(checksum=checksum, provenance=provenance, bom=bom),
+            private,
+        )
         given = beside.sources([read], decides=False)
         plan = written.plan(made.adapter, given, options.as_json(), allow_drop, base=beside.names)
-        findings = written.write(replace(plan, findings=(*made.adapter.findings, *made.findings)))
+        notes = (*made.adapter.findings, *made.findings)
+        done = written.write(replace(plan, findings=notes))
     return ResizeResult(
         out=target,
         modules=made.modules,
@@ -92,8 +100,9 @@ def resize(
         parameters_before=_parameters(read.adapter),
         parameters_after=_parameters(made.adapter),
         bytes=plan.bytes,
-        findings=findings,
+        findings=door.named(done.findings),
         dry_run=dry_run,
+        published=done.published,
     )
 
 
@@ -113,6 +122,10 @@ def convert(
     scale: float | None = None,
     allow_drop: Sequence[str] = (),
     allow_pickle: bool = False,
+    checksum: bool = False,
+    provenance: Path | str | None = None,
+    bom: Path | str | None = None,
+    private: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     device: str = "auto",
@@ -128,29 +141,28 @@ def convert(
     training, where its initialisation changed the base.
     """
     options = ConvertOptions.of(to, as_, rank, energy, bake=bake_scale)
-    source, machine = Path(adapter), Machine(device, threads)
+    target, machine = Path(out), Machine(device, threads)
     with ExitStack() as stack:
         door = Door(stack, allow_pickle)
-        beside = OnBase.opened(door, base, machine)
-        reading = Reading(
-            tuple(allow_drop),
-            chosen(ExpertPacking, expert_packing, "--expert-packing"),
-            alpha,
-            scale,
-            beside.names,
-        )
-        inputs = [Opened.at(door, source, reading)]
+        beside = OnBase.opened(door, base, machine, weights=options.rank is not None)
+        reading = beside.reading(allow_drop, expert_packing, alpha, scale)
+        inputs = [Opened.at(door, Path(adapter), reading)]
         if init_adapter is not None:
             inputs.append(Opened.at(door, Path(init_adapter), reading, -1.0))
-        made = converted(
-            inputs[0].adapter,
-            options,
-            FactorAlgebra(machine),
-            initial=inputs[1].adapter if init_adapter is not None else None,
-            based=beside.based,
-        )
+        first = inputs[0].adapter
+        initial = inputs[1].adapter if init_adapter is not None else None
+        algebra = FactorAlgebra(machine)
+        made = converted(first, options, algebra, initial=initial, based=beside.based)
         written = Writing(
-            "convert", Path(out), machine, overwrite, dry_run, progress, disk or Disk()
+            "convert",
+            target,
+            machine,
+            overwrite,
+            dry_run,
+            progress,
+            disk or Disk(),
+            Attesting.of(checksum=checksum, provenance=provenance, bom=bom),
+            private,
         )
         plan = written.plan(
             made.adapter,
@@ -161,18 +173,19 @@ def convert(
             bake=bake_scale,
             base=reading.base,
         )
-        notes = (*inputs[0].adapter.findings, *made.findings, *plan.findings)
-        findings = written.write(replace(plan, findings=notes))
+        notes = (*first.findings, *made.findings, *plan.findings)
+        done = written.write(replace(plan, findings=notes))
     return ConvertResult(
-        out=Path(out),
-        source=inputs[0].adapter.layout,
+        out=target,
+        source=first.layout,
         target=options.to,
         module_count=plan.decisions["modules"],
         carried=tuple(item.parameter for item in made.adapter.replaced),
         bytes=plan.bytes,
         relative_error=_error(made, beside, dry_run=dry_run),
-        findings=findings,
+        findings=door.named(done.findings),
         dry_run=dry_run,
+        published=done.published,
     )
 
 
@@ -183,10 +196,11 @@ def _error(made: Converted, beside: OnBase, *, dry_run: bool) -> float | None:
     return beside.measured(made.measured).relative
 
 
-def _beside(source: Path, files: AdapterFiles, what: str) -> Path:
-    """`./NAME-what`, with the suffix of a single file."""
-    name = source.resolve().name
-    if files.path == source or source.is_file():
+def _beside(files: AdapterFiles, what: str) -> Path:
+    """`./NAME-what`, with the suffix of a single file; NAME is what lies there is called."""
+    opened = Path(files.name)
+    name = opened.resolve().name
+    if opened.is_file():
         return Path(f"{Path(name).stem}-{what}{Path(name).suffix}")
     return Path(f"{name}-{what}")
 

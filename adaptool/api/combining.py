@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from adaptool.api.attesting import Attesting
 from adaptool.api.door import Door, Progress
 from adaptool.api.on_base import OnBase
 from adaptool.api.writing import Opened, Writing
@@ -15,8 +16,7 @@ from adaptool.engine.algebra import FactorAlgebra
 from adaptool.model.adapter_results import CombineResult
 from adaptool.model.algebra import Measured
 from adaptool.model.combine_options import CombineOptions, weights_for
-from adaptool.model.options import ExpertPacking, Machine, OutputDtype, chosen
-from adaptool.model.reading import Reading
+from adaptool.model.options import Machine, OutputDtype, chosen
 from adaptool.ops.combine import combined
 from adaptool.store.disk import Disk
 
@@ -37,6 +37,10 @@ def combine(
     scale: Sequence[float] = (),
     allow_drop: Sequence[str] = (),
     allow_pickle: bool = False,
+    checksum: bool = False,
+    provenance: Path | str | None = None,
+    bom: Path | str | None = None,
+    private: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     device: str = "auto",
@@ -63,50 +67,46 @@ def combine(
     algebra = FactorAlgebra(machine)
     with ExitStack() as stack:
         door = Door(stack, allow_pickle)
-        beside = OnBase.opened(door, base, machine)
-        each = zip(
-            adapters,
-            options.weights,
-            _each(alpha, adapters),
-            _each(scale, adapters),
-            strict=True,
-        )
+        beside = OnBase.opened(door, base, machine, weights=rank is not None)
+        readings = [
+            beside.reading(allow_drop, expert_packing, one, other)
+            for one, other in zip(_each(alpha, adapters), _each(scale, adapters), strict=True)
+        ]
         inputs = [
-            Opened.at(
-                door,
-                Path(path),
-                Reading(
-                    tuple(allow_drop),
-                    chosen(ExpertPacking, expert_packing, "--expert-packing"),
-                    one,
-                    other,
-                    beside.names,
-                ),
-                weight,
-            )
-            for path, weight, one, other in each
+            Opened.at(door, Path(path), reading, weight)
+            for path, reading, weight in zip(adapters, readings, options.weights, strict=True)
         ]
         target = Path(out) if out is not None else _default(inputs)
         made = combined([each.adapter for each in inputs], options, algebra, beside.based)
-        writing = Writing("combine", target, machine, overwrite, dry_run, progress, disk or Disk())
+        writing = Writing(
+            "combine",
+            target,
+            machine,
+            overwrite,
+            dry_run,
+            progress,
+            disk or Disk(),
+            Attesting.of(checksum=checksum, provenance=provenance, bom=bom),
+            private,
+        )
         given = beside.sources(inputs, decides=made.through_base)
         plan = writing.plan(made.adapter, given, options.as_json(), allow_drop, base=beside.names)
         notes = (*(note for each in inputs for note in each.adapter.findings), *made.findings)
-        findings = writing.write(replace(plan, findings=notes))
+        done = writing.write(replace(plan, findings=notes))
     ranks = [delta.terms.rank for delta in made.adapter.deltas if delta.terms.rank]
+    error = _error(beside.measured(algebra.measured()), dry_run=dry_run)
     return CombineResult(
         out=target,
         method=method,
         rank_min=min(ranks, default=None),
         rank_max=max(ranks, default=None),
         exact=made.exact,
-        relative_error=0.0
-        if made.exact
-        else _error(beside.measured(algebra.measured()), dry_run=dry_run),
+        relative_error=0.0 if made.exact else error,
         module_count=len({delta.module for delta in made.adapter.deltas}),
         bytes=plan.bytes,
-        findings=findings,
+        findings=door.named(done.findings),
         dry_run=dry_run,
+        published=done.published,
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from adaptool.api.door import Door, Progress
+from adaptool.api.on_base import OnBase
 from adaptool.engine.values import TensorValues
 from adaptool.model.comparisons import DiffResult
-from adaptool.ops.base_reading import reading_with
+from adaptool.model.options import Machine
+from adaptool.model.reading import Reading
 from adaptool.ops.differences import diff_paths
-from adaptool.store.checkpoint import open_checkpoint
 
 
 def diff(
@@ -19,6 +21,8 @@ def diff(
     *,
     base: Path | str | None = None,
     allow_pickle: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> DiffResult:
     """How two adapters or two checkpoints differ, module by module, in float64.
@@ -27,9 +31,12 @@ def diff(
     element in bounded memory, quantized ones decoded, whatever their dtypes. `base` lends its
     names and head counts to layouts that need them.
     """
+    machine = Machine(device, threads)
+    values = TensorValues(machine)
     with ExitStack() as stack:
         door = Door(stack, allow_pickle)
         first, second = door.path(Path(a)), door.path(Path(b))
-        checkpoint = stack.enter_context(open_checkpoint(door.path(Path(base)))) if base else None
-        reading = reading_with(checkpoint)
-        return diff_paths(first, second, values=TensorValues(), reading=reading, report=progress)
+        beside = OnBase.opened(door, base, machine, weights=False)
+        reading = Reading(base=beside.names)
+        found = diff_paths(first, second, values=values, reading=reading, report=progress)
+        return replace(found, findings=door.named(found.findings))

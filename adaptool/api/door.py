@@ -2,30 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
 
+from adaptool.errors import AdaptoolError
+from adaptool.findings import Finding
 from adaptool.remote.uri import HubUri, hub_uri
+from adaptool.store.disk import Disk
+from adaptool.store.local import LocalSource
 from adaptool.store.passing import passing_directory
 from adaptool.store.pickle_door import plain_path
+from adaptool.store.safe_names import printable
+from adaptool.store.source import Source
 
 Progress = Callable[[int, int], None]
+Text = TypeVar("Text", str, str | None)
 
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Through which inputs come: pickles only where they are allowed, closed with `stack`."""
+    """Through which inputs come: pickles only where they are allowed, closed with `stack`.
+
+    What lies on the Hub is put into directories that pass. Errors that leave through `stack` name
+    the addresses that the user wrote instead, and `named` does that for findings.
+    """
 
     stack: ExitStack
     allow_pickle: bool
+    _addresses: dict[str, str] = field(default_factory=dict, repr=False)
+    _weights: dict[Path, Callable[[], Source]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.stack.push(self._name_error)
 
     def path(self, path: Path) -> Path:
         """The path to open: what was pulled, a pickle's safetensors form, or the path itself."""
         uri = hub_uri(path)
         here = path if uri is None else self._pulled(uri)
         return plain_path(here, self.stack) if self.allow_pickle else here
+
+    def headers(self, path: Path) -> Path:
+        """The path to open, with `source`, for headers and small values: no weights are pulled."""
+        return self._mirrored(path, None) or self.path(path)
+
+    def streamed(self, path: Path, disk: Disk) -> Path:
+        """The path to open, with `source`, for a base that is read once and in its order.
+
+        Its weights files come one by one when the engine asks for them.
+        """
+        return self._mirrored(path, disk) or self.path(path)
+
+    def source(self, path: Path) -> Source:
+        """The weights file at `path`, or what it stands for."""
+        elsewhere = self._weights.get(path)
+        return LocalSource(path) if elsewhere is None else elsewhere()
+
+    def named(self, findings: Iterable[Finding]) -> tuple[Finding, ...]:
+        """The findings with addresses where they name what lies here for a while."""
+        return tuple(
+            replace(
+                each,
+                message=self._told(each.message),
+                file=self._told(each.file),
+                hint=self._told(each.hint),
+            )
+            for each in findings
+        )
+
+    def _mirrored(self, path: Path, disk: Disk | None) -> Path | None:
+        """A mirror of what `path` addresses, None where there is none."""
+        uri = hub_uri(path)
+        if uri is None or self.allow_pickle:
+            return None
+        from adaptool.api.mirroring import Mirror
+
+        place = HubUri.parse(uri)
+        found = Mirror.of(place, self.stack, disk or Disk(), streamed=disk is not None)
+        if found is None:
+            return None
+        self._weights.update(found.weights)
+        names = [here.name for here in found.weights]
+        return self._addressed(found.root, uri, names)
 
     def _pulled(self, uri: str) -> Path:
         """A passing copy of what lies at `uri`; its name is the repository's, or the folder's."""
@@ -35,4 +96,33 @@ class Door:
         name = (place.folder or place.repo).rpartition("/")[2]
         out = passing_directory(self.stack, name)
         result = pull(uri, out, allow_pickle=self.allow_pickle)
-        return out / name if [file.name for file in result.files] == [name] else out
+        return self._addressed(out, uri, [file.name for file in result.files])
+
+    def _addressed(self, root: Path, uri: str, names: list[str]) -> Path:
+        """What to open of a passing directory: its one file where that is what `uri` names."""
+        self._addresses[printable(str(root))] = uri
+        if names != [root.name]:
+            return root
+        self._addresses[printable(str(root / root.name))] = uri
+        return root / root.name
+
+    def _told(self, text: Text) -> Text:
+        """`text` with addresses for the directories that pass."""
+        told = text
+        for here, uri in sorted(self._addresses.items(), key=lambda item: -len(item[0])):
+            told = told and told.replace(here, uri)
+        return told
+
+    def _name_error(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        del kind, trace
+        if not isinstance(error, AdaptoolError):
+            return
+        for each in (error, *error.others):
+            each.message = self._told(each.message)
+            each.file = self._told(each.file)
+            each.hint = self._told(each.hint)

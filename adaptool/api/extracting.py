@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from adaptool.api.attesting import Attesting
 from adaptool.api.door import Door, Progress
 from adaptool.api.writing import Sources, Writing
 from adaptool.engine.extraction import DifferenceExtractor
@@ -31,6 +32,10 @@ def extract(
     exact: bool = False,
     dtype: str = "float32",
     allow_pickle: bool = False,
+    checksum: bool = False,
+    provenance: Path | str | None = None,
+    bom: Path | str | None = None,
+    private: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     device: str = "auto",
@@ -53,10 +58,18 @@ def extract(
         made = extracted(first, second, options, extractor, progress)
         sources = Sources((base_input(first), base_input(second, "tuned")), paths)
         writing = Writing(
-            "extract", Path(out), machine, overwrite, dry_run, progress, disk or Disk()
+            "extract",
+            Path(out),
+            machine,
+            overwrite,
+            dry_run,
+            progress,
+            disk or Disk(),
+            Attesting.of(checksum=checksum, provenance=provenance, bom=bom),
+            private,
         )
         plan = writing.plan(made.adapter, sources, options.as_json(), layout="peft")
-        findings = writing.write(replace(plan, findings=made.findings))
+        done = writing.write(replace(plan, findings=made.findings))
     measured = extractor.measured()
     return ExtractResult(
         out=Path(out),
@@ -65,8 +78,9 @@ def extract(
         unchanged=made.unchanged,
         relative_error=_total(measured),
         bytes=plan.bytes,
-        findings=findings,
+        findings=door.named(done.findings),
         dry_run=dry_run,
+        published=done.published,
     )
 
 

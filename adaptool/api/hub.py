@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from adaptool.api.door import Progress
-from adaptool.errors import UsageError
+from adaptool.errors import ResourceError, UsageError
 from adaptool.findings import Code, Finding
 from adaptool.model.hub_results import PullResult, pulled_receipt
-from adaptool.model.receipt import RECEIPT, OutputEntry
+from adaptool.model.receipt import RECEIPT, SUMS, OutputEntry, sums
 from adaptool.remote.download import fetch, fetch_document
-from adaptool.remote.hub import Origin, client, quiet, state, tree
-from adaptool.remote.selection import Wanted, selected
+from adaptool.remote.hub import Origin, quiet
+from adaptool.remote.selection import Wanted
+from adaptool.remote.survey import survey
 from adaptool.remote.uri import HubUri
 from adaptool.store.digest import digest_of_bytes
-from adaptool.store.disk import Disk
+from adaptool.store.disk import Disk, amount
 from adaptool.store.documents import encode_json, parse_json_object
 from adaptool.store.preflight import preflight
 from adaptool.store.staging import Staging
@@ -33,6 +34,8 @@ def pull(
     *,
     require_pinned: bool = False,
     allow_pickle: bool = False,
+    max_bytes: int | None = None,
+    checksum: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -44,16 +47,17 @@ def pull(
     RemoteError (exit 6) where the Hub cannot be asked or refuses, IntegrityError (exit 9) for
     other bytes than the commit's, InputError (exit 3) for hostile names.
     Only what the artifact needs is pulled, pickles only where they are allowed. `require_pinned`
-    refuses a revision that can move. A run that broke off is taken up by the next one.
+    refuses a revision that can move; more than `max_bytes` is a ResourceError (exit 7). `checksum`
+    adds SHA256SUMS. A run that broke off is taken up by the next one.
     """
     place = HubUri.parse(uri)
     if require_pinned and not place.pinned:
         message = "a branch or tag can move; --require-pinned wants the 40 digits of a commit"
         hint = f"write hf://{place.repo}@COMMIT"
         raise UsageError(message, code=Code.USAGE, file=uri, field="--require-pinned", hint=hint)
-    pulling = _Pulling(place, Path(out), overwrite, progress, disk or Disk())
+    pulling = _Pulling(place, Path(out), overwrite, progress, disk or Disk(), checksum)
     with quiet():
-        origin, wanted = pulling.survey(allow_pickle=allow_pickle)
+        origin, wanted = pulling.survey(allow_pickle=allow_pickle, max_bytes=max_bytes)
         if dry_run:
             return pulling.result(origin, [_expected(each) for each in wanted], dry_run=True)
         return pulling.run(origin, wanted)
@@ -68,21 +72,22 @@ class _Pulling:
     overwrite: bool
     progress: Progress | None
     disk: Disk
+    checksum: bool = False
 
-    def survey(self, *, allow_pickle: bool) -> tuple[Origin, tuple[Wanted, ...]]:
+    def survey(
+        self, *, allow_pickle: bool, max_bytes: int | None
+    ) -> tuple[Origin, tuple[Wanted, ...]]:
         """The commit that is meant and the files of it; checks that OUT can take them."""
-        api, place = client(), str(self.uri)
-        commit = state(api, self.uri.repo, self.uri.revision, place).commit
-        origin = Origin(api, self.uri.repo, commit, place)
-        files = tree(api, self.uri.repo, commit, place)
-        wanted = selected(self.uri, files, allow_pickle=allow_pickle)
-        need = sum(each.file.size for each in wanted)
+        found = survey(self.uri, allow_pickle=allow_pickle)
+        need = sum(each.file.size for each in found.wanted)
+        _refuse_more(self.uri, found.wanted, need, max_bytes)
         preflight(self.out, (), overwrite=self.overwrite, need_bytes=need, disk=self.disk)
-        return origin, wanted
+        return found.origin, found.wanted
 
     def run(self, origin: Origin, wanted: Sequence[Wanted]) -> PullResult:
         """Download, check, publish."""
-        plan = digest_of_bytes(json.dumps(_plan(origin, wanted)).encode())
+        whole = {**_plan(origin, wanted), **({"checksum": True} if self.checksum else {})}
+        plan = digest_of_bytes(json.dumps(whole).encode())
         count = _Counter(sum(each.file.size for each in wanted), self.progress)
         with ExitStack() as stack:
             opening = Staging.open(self.out, plan, self.disk, overwrite=self.overwrite)
@@ -96,6 +101,8 @@ class _Pulling:
                 sha256 = fetch(origin, each.file, sink, count)
                 staging.finished(sink)
                 entries.append(OutputEntry(each.name, each.file.size, sha256))
+            if self.checksum:
+                staging.put(SUMS, sums(entries))
             body = pulled_receipt(str(self.uri), origin.repo, origin.commit, tuple(entries), made)
             staging.put(RECEIPT, encode_json(body, nonfinite=True))
             staging.commit()
@@ -129,6 +136,16 @@ class _Counter:
             self.progress(self.done, self.total)
 
 
+def _refuse_more(uri: HubUri, wanted: Sequence[Wanted], need: int, most: int | None) -> None:
+    if most is None or need <= most:
+        return
+    size = f"{len(wanted)} files of {amount(need)} ({need} bytes)"
+    message = f"{size} would be pulled, more than {amount(most)} ({most} bytes)"
+    hint = "raise the limit, or name one folder or file of the repository"
+    code, field = Code.LIMIT_EXCEEDED, "--max-bytes"
+    raise ResourceError(message, code=code, file=str(uri), field=field, hint=hint)
+
+
 def _their_receipt(origin: Origin, wanted: Wanted) -> dict[str, Any]:
     raw = fetch_document(origin, wanted.file, limit_bytes=_LARGEST_RECEIPT)
     file = f"{origin.place}: {wanted.file.path}"
@@ -141,5 +158,5 @@ def _expected(wanted: Wanted) -> OutputEntry:
 
 def _plan(origin: Origin, wanted: Sequence[Wanted]) -> dict[str, Any]:
     """What a run that broke off is recognised by."""
-    files = {each.name: [each.file.size, each.file.oid, each.file.sha256] for each in wanted}
+    files = {each.name: [each.file.size, each.file.sha256 or each.file.oid] for each in wanted}
     return {"pull": origin.repo, "commit": origin.commit, "files": files}

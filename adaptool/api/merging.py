@@ -6,20 +6,20 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
+from adaptool.api.attesting import Attesting
 from adaptool.api.door import Door, Progress
+from adaptool.api.output import Delivered, Output
 from adaptool.engine.compare import ComparingOutlet
 from adaptool.engine.reversing import Reversing
 from adaptool.engine.run import run
-from adaptool.engine.write import write_model
 from adaptool.errors import UsageError
 from adaptool.findings import Code
 from adaptool.model.options import Machine, MergeOptions, Strength
 from adaptool.model.plan import Plan
 from adaptool.model.receipt import RECEIPT
-from adaptool.model.results import MergeResult, MergeStats, VerifyResult
+from adaptool.model.results import MergeResult, VerifyResult
 from adaptool.ops.merge import plan_merge
 from adaptool.ops.parts import opened_parts
 from adaptool.ops.reversal import reversible as with_sidecar
@@ -27,7 +27,6 @@ from adaptool.ops.verify import options_of, structure
 from adaptool.store.checkpoint import Checkpoint, open_checkpoint
 from adaptool.store.disk import Disk
 from adaptool.store.documents import read_json_object
-from adaptool.store.preflight import preflight
 
 LARGEST_RECEIPT = 64 * 1024 * 1024
 BYTES = -1  # verify's tolerance: even -0 for 0 counts
@@ -54,6 +53,9 @@ def merge(
     allow_pickle: bool = False,
     reversible: bool = False,
     checksum: bool = False,
+    provenance: Path | str | None = None,
+    bom: Path | str | None = None,
+    private: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     device: str = "auto",
@@ -61,7 +63,7 @@ def merge(
     progress: Progress | None = None,
     disk: Disk | None = None,
 ) -> MergeResult:
-    """Merge adapters into a base, shard by shard, into the new directory `out`.
+    """Merge adapters into a base, shard by shard, into the new directory or repository `out`.
 
     The result is `W + sum_i w_i (f_i(W) - W)`, rounded once. With `reversible` the sidecar
     `adaptool.unmerge` keeps what `unmerge` needs to restore every byte of the base. Raises an
@@ -81,24 +83,26 @@ def merge(
         allow_lossy=allow_lossy,
     )
     strengths = [Strength(Path(adapter), weight), *map(_strength, add)]
-    machine, target, used = Machine(device, threads), Path(out), disk or Disk()
+    machine, used = Machine(device, threads), disk or Disk()
+    attesting = Attesting.of(checksum=checksum, provenance=provenance, bom=bom)
+    output = Output(Path(out), "merge", machine, overwrite, progress, used, attesting, private)
     first = [base] if init_adapter is None else [base, init_adapter]
     inputs = [*map(Path, first), *(strength.path for strength in strengths)]
     with ExitStack() as stack:
         door = Door(stack, allow_pickle)
-        plan, opened = _planned(door, Path(base), strengths, options, init_adapter)
-        besides, need = None, plan.bytes
+        here = _base_of_merge(door, Path(base), used, whole=reversible, dry_run=dry_run)
+        plan, opened = _planned(door, here, strengths, options, init_adapter)
+        besides = None
         if reversible:
             plan, reversal = with_sidecar(plan, opened)
             besides = Reversing(reversal, machine, options.precision)
-            need += reversal.stored_bytes
-        preflight(target, inputs, overwrite=overwrite, need_bytes=need, disk=used)
+            output.check(plan, inputs, more_bytes=reversal.stored_bytes)
+        else:
+            output.check(plan, inputs, streamed=True)
         if dry_run:
-            return _merge_result(target, plan, MergeStats(None, None), device, began, dry_run=True)
-        write = partial(write_model, overwrite=overwrite, checksum=checksum, progress=progress)
-        written = write(plan, target, "merge", machine, disk=used, besides=besides)
-    plan = replace(plan, findings=(*plan.findings, *written.findings))
-    return _merge_result(target, plan, written.outcome.stats, written.outcome.device, began)
+            return _merge_result(output, plan, Delivered.nothing(device), began, dry_run=True)
+        done = output.stream(plan) if besides is None else output.write(plan, besides=besides)
+    return _merge_result(output, plan, done, began)
 
 
 def verify(
@@ -128,27 +132,29 @@ def verify(
     Options left out come from the merged model's receipt, else from merge's defaults. An element
     may differ by one step of its dtype; with `exact` by nothing.
     """
-    weights, options = _recorded(Path(merged))
-    options = options.given(
-        dtype=dtype,
-        precision=precision,
-        tie=tie,
-        quantized=quantized,
-        qlora_base=qlora_base,
-        expert_packing=expert_packing,
-        skip_unmatched=skip_unmatched,
-        allow_drop=allow_drop,
-    )
-    first = weight if weight is not None else next(iter(weights), 1.0)
-    strengths = [Strength(Path(adapter), first)]
-    for place, entry in enumerate(add, start=1):
-        default = weights[place] if place < len(weights) else 1.0
-        strengths.append(_strength(entry, default))
-    _check_count(strengths, weights, Path(merged))
     with ExitStack() as stack:
         door = Door(stack, allow_pickle)
-        plan, _ = _planned(door, Path(base), strengths, options, init_adapter)
-        result = stack.enter_context(open_checkpoint(Path(merged)))
+        made = door.path(Path(merged))
+        weights, options = _recorded(made)
+        options = options.given(
+            dtype=dtype,
+            precision=precision,
+            tie=tie,
+            quantized=quantized,
+            qlora_base=qlora_base,
+            expert_packing=expert_packing,
+            skip_unmatched=skip_unmatched,
+            allow_drop=allow_drop,
+        )
+        first = weight if weight is not None else next(iter(weights), 1.0)
+        strengths = [Strength(Path(adapter), first)]
+        for place, entry in enumerate(add, start=1):
+            default = weights[place] if place < len(weights) else 1.0
+            strengths.append(_strength(entry, default))
+        _check_count(strengths, weights, made)
+        here = door.streamed(Path(base), Disk())
+        plan, _ = _planned(door, here, strengths, options, init_adapter)
+        result = stack.enter_context(open_checkpoint(made))
         comparable, different = structure(plan, result)
         outlet = ComparingOutlet(comparable, tolerance=BYTES if exact else 1)
         run(plan, outlet, Machine(device, threads), progress=progress)
@@ -167,15 +173,23 @@ def _planned(
     options: MergeOptions,
     init_adapter: Path | str | None,
 ) -> tuple[Plan, Checkpoint]:
-    """Open everything and make the plan.
+    """Open everything and make the plan; `base` came through the door already.
 
     The first adapter may have begun as `init_adapter`.
     """
-    opened = door.stack.enter_context(open_checkpoint(door.path(base)))
+    opened = door.stack.enter_context(open_checkpoint(base, opener=door.source))
     parts = opened_parts(
         door.stack, door.path, opened, strengths, options=options, init_adapter=init_adapter
     )
-    return plan_merge(opened, parts, options), opened
+    plan = plan_merge(opened, parts, options)
+    return replace(plan, findings=door.named(plan.findings)), opened
+
+
+def _base_of_merge(door: Door, base: Path, disk: Disk, *, whole: bool, dry_run: bool) -> Path:
+    """The base to open: read in its order but where every tensor is kept for the way back."""
+    if whole:
+        return door.path(base)
+    return door.headers(base) if dry_run else door.streamed(base, disk)
 
 
 def _recorded(merged: Path) -> tuple[list[float], MergeOptions]:
@@ -194,18 +208,19 @@ def _check_count(strengths: Sequence[Strength], weights: Sequence[float], merged
 
 
 def _merge_result(
-    out: Path, plan: Plan, stats: MergeStats, device: str, began: float, *, dry_run: bool = False
+    output: Output, plan: Plan, done: Delivered, began: float, *, dry_run: bool = False
 ) -> MergeResult:
     return MergeResult(
-        out=out,
+        out=output.out,
         total=len(plan.rows),
         touched=plan.touched,
         copied=len(plan.rows) - plan.touched,
         bytes=plan.bytes,
         seconds=round(time.monotonic() - began, 3),
-        device=device,
-        findings=plan.findings,
-        stats=stats,
+        device=done.outcome.device,
+        findings=(*plan.findings, *done.findings),
+        stats=done.outcome.stats,
         dry_run=dry_run,
         plan=plan.as_json() if dry_run else None,
+        published=done.published,
     )

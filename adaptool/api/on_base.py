@@ -12,8 +12,9 @@ from adaptool.api.writing import Opened, Sources
 from adaptool.engine.extraction import DifferenceExtractor
 from adaptool.engine.merged import MergedWeights
 from adaptool.model.algebra import Measured, total
-from adaptool.model.options import Machine
-from adaptool.model.reading import BaseNames
+from adaptool.model.options import ExpertPacking, Machine, chosen
+from adaptool.model.reading import BaseNames, Reading
+from adaptool.ops.base_reading import reading_with
 from adaptool.ops.based import Based
 from adaptool.ops.provenance import base_input
 from adaptool.store.checkpoint import open_checkpoint
@@ -26,20 +27,34 @@ class OnBase:
     based: Based | None
 
     @classmethod
-    def opened(cls, door: Door, base: Path | str | None, machine: Machine) -> Self:
-        """Its headers are all that is read so far; it is closed with the door's stack."""
+    def opened(
+        cls, door: Door, base: Path | str | None, machine: Machine, *, weights: bool = True
+    ) -> Self:
+        """Its headers are all that is read so far; it is closed with the door's stack.
+
+        Without `weights` they are all that can be read: of a base on the Hub no more is fetched.
+        """
         if base is None:
             return cls(None)
-        checkpoint = door.stack.enter_context(open_checkpoint(door.path(Path(base))))
+        here = (door.path if weights else door.headers)(Path(base))
+        checkpoint = door.stack.enter_context(open_checkpoint(here, opener=door.source))
         return cls(Based(checkpoint, MergedWeights(machine), DifferenceExtractor(machine)))
 
     @property
     def names(self) -> BaseNames | None:
         """The base's names, shapes and config."""
-        if self.based is None:
-            return None
-        tensors = self.based.base.tensors
-        return BaseNames({name: ref.shape for name, ref in tensors.items()}, self.based.base.config)
+        return None if self.based is None else reading_with(self.based.base).base
+
+    def reading(
+        self,
+        allow_drop: Sequence[str],
+        expert_packing: str,
+        alpha: float | None,
+        scale: float | None,
+    ) -> Reading:
+        """How an adapter beside this base is read; UsageError for a packing that is none."""
+        packing = chosen(ExpertPacking, expert_packing, "--expert-packing")
+        return Reading(tuple(allow_drop), packing, alpha, scale, self.names)
 
     def sources(self, inputs: Sequence[Opened], *, decides: bool) -> Sources:
         """The adapters; the base as well where its weights decide the result."""

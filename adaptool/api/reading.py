@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from adaptool.api.door import Door
 from adaptool.engine.values import TensorValues
+from adaptool.errors import AdaptoolError, InternalError, Interrupted, ResourceError
 from adaptool.model.inspected import Inspected
 from adaptool.model.results import AdapterSummary, CheckpointSummary, ValidateResult
+from adaptool.model.validated import Validated
+from adaptool.ops.belonging import wholes
 from adaptool.ops.inspect import inspect_paths
+from adaptool.ops.integrity import integrity_findings
 from adaptool.ops.validate import validate_path
-from adaptool.remote.uri import as_written
+from adaptool.remote.uri import as_written, hub_uri
 from adaptool.store.disk import Disk
 from adaptool.store.preflight import preflight
 from adaptool.store.safe_names import printable
@@ -46,9 +50,12 @@ def inspect(
     reader = TensorValues() if values or html is not None else None
     with ExitStack() as stack:
         door = Door(stack, allow_pickle)
-        against = door.path(Path(base)) if base else None
-        opened = [door.path(each) for each in paths]
-        found = _as_given(inspect_paths(opened, values=reader, base=against), opened, paths)
+        # The weights themselves are read for their values alone.
+        enter = door.headers if reader is None else door.path
+        against = enter(Path(base)) if base else None
+        opened = [enter(each) for each in paths]
+        found = inspect_paths(opened, values=reader, base=against, opener=door.source)
+        found = _as_given(found, opened, paths, door)
     if html is not None:
         from adaptool.pages.page import page
 
@@ -56,10 +63,16 @@ def inspect(
     return found if more else found.items[0]
 
 
-def _as_given(found: Inspected, opened: Sequence[Path], paths: Sequence[Path]) -> Inspected:
+def _as_given(
+    found: Inspected, opened: Sequence[Path], paths: Sequence[Path], door: Door
+) -> Inspected:
     """The paths as they were given: a pickle's safetensors form lies elsewhere, for a while."""
     items = tuple(
-        item if here == given else replace(item, path=printable(as_written(given)))
+        replace(
+            item,
+            path=item.path if here == given else printable(as_written(given)),
+            findings=door.named(item.findings),
+        )
         for item, here, given in zip(found.items, opened, paths, strict=True)
     )
     return replace(found, items=items)
@@ -67,20 +80,52 @@ def _as_given(found: Inspected, opened: Sequence[Path], paths: Sequence[Path]) -
 
 def validate(
     path: Path | str,
-    *,
+    *more: Path | str,
     base: Path | str | None = None,
     target: str | None = None,
     values: bool = False,
+    checksum: bool = False,
     strict: bool = False,
+    containing: bool = False,
     allow_pickle: bool = False,
-) -> ValidateResult:
+) -> ValidateResult | Validated:
     """Findings about an adapter or a checkpoint; with `base`, whether they fit.
 
-    With `target`, the name of a runtime (vllm, sglang, ...): what would become of it there.
+    With `target`, the name of a runtime (vllm, sglang, ...): what would become of it there. With
+    `checksum` every file's sha256 is compared with SHA256SUMS and the receipt beside it. Several
+    paths give a `Validated` with all of them, and so does `containing`, which checks the artifact
+    that each path is a file of, once.
     """
+    paths = tuple(map(Path, (path, *more)))
+    paths = wholes(paths) if containing else paths
     reader = TensorValues() if values else None
-    with ExitStack() as stack:
-        door = Door(stack, allow_pickle)
-        against = door.path(Path(base)) if base else None
-        findings = validate_path(door.path(Path(path)), base=against, values=reader, target=target)
-    return ValidateResult(findings, strict)
+
+    def checked(one: Path) -> ValidateResult:
+        with ExitStack() as stack:
+            door = Door(stack, allow_pickle)
+            enter = door.headers if reader is None and not checksum else door.path
+            against, here = (enter(Path(base)) if base else None), enter(one)
+            found = validate_path(
+                here, base=against, values=reader, target=target, opener=door.source
+            )
+            if checksum:
+                # A pickle's safetensors form, which `here` may be, has no sums.
+                found = (*integrity_findings(one if hub_uri(one) is None else here), *found)
+        return ValidateResult(door.named(found), strict, printable(as_written(one)))
+
+    if not more and not containing:
+        return checked(paths[0])
+    return Validated(tuple(_attempted(checked, one, strict=strict) for one in paths))
+
+
+def _attempted(
+    checked: Callable[[Path], ValidateResult], path: Path, *, strict: bool
+) -> ValidateResult:
+    """The result; what is no artifact at all is a finding here, so that the others are checked."""
+    try:
+        return checked(path)
+    except (Interrupted, InternalError, ResourceError):
+        raise
+    except AdaptoolError as error:
+        findings = tuple(each.as_finding() for each in (error, *error.others))
+        return ValidateResult(findings, strict, printable(as_written(path)))

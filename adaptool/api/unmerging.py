@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from adaptool.api.attesting import Attesting
 from adaptool.api.door import Door, Progress
+from adaptool.api.output import Delivered, Output
 from adaptool.engine.besides import Besides
 from adaptool.engine.bounding import Bounding
 from adaptool.engine.remembered import Remembered, remembered
 from adaptool.engine.restoring import Restoring, check_blocks, sidecar_refs
-from adaptool.engine.write import write_model
 from adaptool.errors import InputError, IntegrityError, MismatchError
 from adaptool.findings import Code
 from adaptool.model.options import Machine, MergeOptions, Precision, Strength
@@ -30,7 +31,6 @@ from adaptool.store.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
 from adaptool.store.disk import Disk
 from adaptool.store.documents import read_json_object
 from adaptool.store.local import LocalSource
-from adaptool.store.preflight import preflight
 from adaptool.store.safe_names import printable
 from adaptool.store.sidecar import SIDECAR, Sidecar, Way, read_sidecar
 
@@ -87,6 +87,8 @@ def unmerge(
     init_adapter: Path | str | None = None,
     exact: bool = False,
     allow_pickle: bool = False,
+    checksum: bool = False,
+    private: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     device: str = "auto",
@@ -101,35 +103,22 @@ def unmerge(
     MismatchError or IntegrityError where an adapter or a file is not that of the merge.
     """
     began = time.monotonic()
-    machine, target, used = Machine(device, threads), Path(out), disk or Disk()
+    machine, used, attesting = Machine(device, threads), disk or Disk(), Attesting(checksum)
+    output = Output(Path(out), "unmerge", machine, overwrite, progress, used, attesting, private)
     inputs = [Path(merged), Path(adapter), *map(_path, add)]
     inputs += [] if init_adapter is None else [Path(init_adapter)]
     with ExitStack() as stack:
         door = Door(stack, allow_pickle)
         made = _opened(door, Path(merged), [adapter, *add], init_adapter)
-        if (made.root / SIDECAR).exists():
-            undoing = _restoring(door, made, machine)
-        elif exact:
-            raise _nothing_kept(made)
-        else:
-            undoing = _subtracting(door, made)
+        undoing = _undoing(door, made, machine, exact=exact)
         plan = undoing.plan
-        preflight(target, inputs, overwrite=overwrite, need_bytes=plan.bytes, disk=used)
-        findings = plan.findings
+        output.check(plan, inputs)
+        done = Delivered.nothing(device)
         if not dry_run:
-            written = write_model(
-                plan,
-                target,
-                "unmerge",
-                machine,
-                overwrite=overwrite,
-                progress=progress,
-                disk=used,
-                besides=undoing.besides,
-            )
-            findings += written.findings
+            done = output.write(plan, besides=undoing.besides)
+        findings = door.named((*plan.findings, *done.findings))
     return UnmergeResult(
-        out=target,
+        out=output.out,
         exact=undoing.exact,
         total=len(plan.rows),
         touched=undoing.touched,
@@ -139,6 +128,7 @@ def unmerge(
         findings=findings,
         dry_run=dry_run,
         plan=plan.as_json() if dry_run else None,
+        published=done.published,
     )
 
 
@@ -148,11 +138,12 @@ def _path(entry: Path | str | Strength) -> Path:
 
 def _opened(
     door: Door,
-    root: Path,
+    merged: Path,
     adapters: Sequence[Path | str | Strength],
     init_adapter: Path | str | None,
 ) -> _Merge:
     """The merged model, and the adapters at the weights that its receipt has."""
+    root = door.path(merged)
     file = root / RECEIPT
     if not os.path.lexists(file):
         message = "has no receipt: the weights and options of the merge are not known"
@@ -174,6 +165,15 @@ def _opened(
     checkpoint = door.stack.enter_context(open_checkpoint(root))
     initial = None if init_adapter is None else Path(init_adapter)
     return _Merge(root, checkpoint, receipt, strengths, options, initial)
+
+
+def _undoing(door: Door, made: _Merge, machine: Machine, *, exact: bool) -> _Undoing:
+    """Exactly where the merge kept what that takes, else by subtracting, unless `exact`."""
+    if (made.root / SIDECAR).exists():
+        return _restoring(door, made, machine)
+    if exact:
+        raise _nothing_kept(made)
+    return _subtracting(door, made)
 
 
 def _restoring(door: Door, made: _Merge, machine: Machine) -> _Undoing:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from adaptool.engine import passes, products
-from adaptool.engine.arithmetic import torch_dtype
+from adaptool.engine.arithmetic import Arithmetic, arithmetic, torch_dtype
+from adaptool.engine.tiles import TILE_ELEMENTS
 from adaptool.linalg.factored import singular_values
 from adaptool.linalg.spectrum import effective_rank
 from adaptool.model.adapter import Delta
+from adaptool.model.options import Machine, Precision
 from adaptool.model.values import Comparison, Scan, Spectrum
 from adaptool.model.view import View
 from adaptool.store.tensors import TensorRef
@@ -21,12 +23,34 @@ from adaptool.tuners import tuners
 if TYPE_CHECKING:
     import torch
 
-BLOCK_BYTES = 16 * 1024 * 1024
+BLOCK_BYTES = 4 * 1024 * 1024
+ON_ANY = Machine()
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
-@dataclass(frozen=True, slots=True)
 class TensorValues:
-    """Reads values on the CPU, in blocks of 16 MiB where a tensor is scanned."""
+    """Reads values, in blocks of 4 MiB where a tensor is scanned.
+
+    What compares computes on the machine's device, the rest on the CPU.
+    """
+
+    def __init__(self, machine: Machine = ON_ANY) -> None:
+        """Nothing is imported before something is read."""
+        self._machine = machine
+        self._settled: Arithmetic | None = None
+
+    @property
+    def _arithmetic(self) -> Arithmetic:
+        if self._settled is None:
+            self._settled = arithmetic(self._machine, Precision.FLOAT64, TILE_ELEMENTS)
+        return self._settled
+
+    def several(self, work: Callable[[Item], Found], items: Sequence[Item]) -> Iterator[Found]:
+        """What `work` finds of each item, in their order, several at a time."""
+        with ThreadPoolExecutor(self._arithmetic.workers) as pool:
+            yield from pool.map(work, items)
 
     def scan(self, ref: TensorRef) -> Scan:
         """Count what is not finite; tensors that are no plain numbers are only tested for zero."""
@@ -54,16 +78,16 @@ class TensorValues:
 
     def compare(self, one: Delta, other: Delta) -> Comparison | None:
         """Two scaled deltas of one shape; None where one of them is no product."""
-        return products.compare(one, other)
+        return products.compare(one, other, self._arithmetic.device)
 
     def norm_squared(self, delta: Delta) -> float | None:
         """|delta|^2, scaled; None where it is no product."""
-        pairs = products.products(delta)
+        pairs = products.products(delta, self._arithmetic.device)
         return None if pairs is None else products.squared(pairs, delta.terms.scaling)
 
     def compare_tensors(self, one: TensorRef, other: TensorRef) -> Comparison:
         """Two tensors of one shape, element by element."""
-        return passes.compare_tensors(one, other)
+        return passes.compare_tensors(one, other, self._arithmetic.device)
 
     def squares(self, ref: TensorRef, view: View | None = None) -> float:
         """The sum of squares of the elements that `view` names, of all where it is None."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from adaptool.engine.arithmetic import check_device
 from adaptool.engine.besides import Besides
@@ -18,7 +19,7 @@ from adaptool.engine.tiles import TILE_ELEMENTS
 from adaptool.findings import Finding
 from adaptool.model.options import Machine
 from adaptool.model.plan import Document, OutputFile, Plan, Row
-from adaptool.model.receipt import RECEIPT, SUMS, OutputEntry, receipt
+from adaptool.model.receipt import RECEIPT, SUMS, OutputEntry, receipt, sums
 from adaptool.store.disk import Disk
 from adaptool.store.documents import encode_json
 from adaptool.store.local import LocalSource
@@ -30,10 +31,14 @@ from adaptool.store.staging import Staging
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a run left: the engine's outcome, and what publishing had to say."""
+    """What a run left: the engine's outcome, what publishing had to say, the receipt's object.
+
+    A single file has a receipt here, too, though none lies beside it.
+    """
 
     outcome: Outcome
     findings: tuple[Finding, ...]
+    receipt: Mapping[str, Any]
 
 
 def write_model(
@@ -96,30 +101,32 @@ def write_to(
         outcome = _fill(plan, stage, machine, progress, tile_elements, besides=besides)
         more = besides.finish(stage) if besides is not None else ()
         lost = lost_deltas(plan, outcome.stats)
+        outputs = _outputs(stage, plan, () if bare else plan.documents, more, checksum=checksum)
+        made = receipt(command, plan, outputs, outcome.stats)
         if not bare:
-            _put_documents(stage, plan, command, outcome, more, checksum=checksum)
+            if checksum:
+                _put(stage, SUMS, sums(outputs))
+            _put(stage, RECEIPT, encode_json(made))
         _check_unchanged(plan)
         stage.commit()
-        return Written(outcome, (*stage.findings, *lost))
+        return Written(outcome, (*stage.findings, *lost), made)
 
 
-def _put_documents(
+def _outputs(
     stage: Stage,
     plan: Plan,
-    command: str,
-    outcome: Outcome,
+    documents: Sequence[Document],
     more: Sequence[OutputEntry],
     *,
     checksum: bool,
-) -> None:
-    """The small files, the checksums where asked for, and the receipt of all."""
-    outputs = [*more, *(_document(stage, document) for document in plan.documents)]
+) -> Sequence[OutputEntry]:
+    """Writes the small files; all files by name, with their digests where asked for."""
+    outputs = [*more, *(_document(stage, document) for document in documents)]
     outputs += [OutputEntry(file.name, file.size) for file in plan.files]
     outputs.sort(key=lambda entry: entry.name)
     if checksum:
         outputs = [replace(entry, sha256=stage.digest(entry.name)) for entry in outputs]
-        _put(stage, SUMS, _sums(outputs))
-    _put(stage, RECEIPT, encode_json(receipt(command, plan, outputs, outcome.stats)))
+    return outputs
 
 
 def _check_unchanged(plan: Plan) -> None:
@@ -153,16 +160,20 @@ def _fill(
         outlet: Outlet = files.outlet
         if besides is not None:
             outlet = besides.outlet(files.outlet, files.sinks, stage.folder)
-        outcome = run(
-            plan,
-            outlet,
-            machine,
-            progress=progress,
-            tile_elements=tile_elements,
-            hands_over=stage.hands_over,
-            opening=files.open,
-        )
-        files.wait(until=0)
+        try:
+            outcome = run(
+                plan,
+                outlet,
+                machine,
+                progress=progress,
+                tile_elements=tile_elements,
+                hands_over=stage.hands_over,
+                opening=files.open,
+            )
+            files.wait(until=0)
+        except BaseException:
+            stage.break_off()  # else the finisher would be waited for
+            raise
     return outcome
 
 
@@ -230,8 +241,3 @@ def _put(stage: Stage, name: str, content: bytes) -> None:
     sink = stage.sink(name, len(content))
     sink.write(0, memoryview(content))
     stage.finished(sink)
-
-
-def _sums(outputs: Sequence[OutputEntry]) -> bytes:
-    """coreutils' format: `sha256sum -c SHA256SUMS` checks the directory."""
-    return "".join(f"{entry.sha256}  {entry.name}\n" for entry in outputs).encode()

@@ -35,6 +35,11 @@ class OutputEntry:
         return body
 
 
+def sums(outputs: Sequence[OutputEntry]) -> bytes:
+    """SHA256SUMS in coreutils' format: `sha256sum -c SHA256SUMS` checks the directory."""
+    return "".join(f"{entry.sha256}  {entry.name}\n" for entry in outputs).encode()
+
+
 def versions() -> dict[str, str]:
     """The packages that decide bytes; a build's local suffix (+cpu) is left out."""
     found = {}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from adaptool.model.adapter import Delta
 from adaptool.model.view import View
 from adaptool.store.tensors import TensorRef
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ class Comparison:
         scale = math.sqrt(self.first) * math.sqrt(self.second)
         if not scale or not math.isfinite(scale) or not math.isfinite(self.inner):
             return None
+        if self.difference == 0:
+            return 1.0  # sqrt(x) sqrt(x) is not always x
         return max(-1.0, min(1.0, self.inner / scale))
 
     @property
@@ -82,6 +87,10 @@ def total(parts: Iterable[Comparison]) -> Comparison:
 
 class ValueReader(Protocol):
     """Reads tensor values for those who may not import torch themselves."""
+
+    def several(self, work: Callable[[Item], Found], items: Sequence[Item]) -> Iterator[Found]:
+        """What `work`, which asks this reader, finds of each item; in order, on all threads."""
+        ...
 
     def scan(self, ref: TensorRef) -> Scan:
         """Look at every value of one tensor."""

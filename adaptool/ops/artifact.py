@@ -20,6 +20,7 @@ from adaptool.store.adapter_files import (
 )
 from adaptool.store.checkpoint import Checkpoint, open_checkpoint
 from adaptool.store.local import LocalSource
+from adaptool.store.source import Opener
 from adaptool.store.weight_files import INDEX_SUFFIX
 
 # Key parts of adapters whose layout cannot be read yet: better refused as an adapter by name than
@@ -27,17 +28,17 @@ from adaptool.store.weight_files import INDEX_SUFFIX
 _TRAINED = re.compile(r"(^|[._])(lora|dora|hada|lokr|ia3|oft|boft|glora)[._]", re.IGNORECASE)
 
 
-def open_artifact(path: Path) -> AdapterFiles | Checkpoint:
+def open_artifact(path: Path, opener: Opener = LocalSource) -> AdapterFiles | Checkpoint:
     """Open what lies at `path`, headers and configs only; close it, or use it in a `with`.
 
-    UsageError where nothing is there, or neither adapter nor model; errors of opening as in
-    `open_adapter` and `open_checkpoint`.
+    `opener` opens the weights files. UsageError where nothing is there, or neither adapter nor
+    model; errors of opening as in `open_adapter` and `open_checkpoint`.
     """
     if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where a parent may not be read
-        return _in_directory(path)
+        return _in_directory(path, opener)
     if path.name.endswith(INDEX_SUFFIX):
-        return open_checkpoint(path)
-    return _adapter_file(path) or open_checkpoint(path)
+        return open_checkpoint(path, opener=opener)
+    return _adapter_file(path, opener) or open_checkpoint(path, opener=opener)
 
 
 def require(path: Path) -> None:
@@ -46,13 +47,13 @@ def require(path: Path) -> None:
         LocalSource(path).close()
 
 
-def _in_directory(path: Path) -> AdapterFiles | Checkpoint:
+def _in_directory(path: Path, opener: Opener) -> AdapterFiles | Checkpoint:
     if any(os.path.lexists(path / name) for name in (CONFIG_FILE, WEIGHTS_FILE, PICKLE_FILE)):
-        return open_adapter(path)
+        return open_adapter(path, opener)
     if whole_file(path) is not None:
-        return open_adapter(path)
+        return open_adapter(path, opener)
     try:
-        opened = open_checkpoint(path)
+        opened = open_checkpoint(path, opener=opener)
     except UsageError as error:
         if error.code is not Code.CHECKPOINT_MISSING:
             raise
@@ -60,7 +61,7 @@ def _in_directory(path: Path) -> AdapterFiles | Checkpoint:
     if opened.index is None and _is_adapter_like(opened.tensors):
         # A lone adapter file in a folder of its own, as kohya and diffusers leave it.
         opened.close()
-        return open_adapter(path / opened.shards[0].file)
+        return open_adapter(path / opened.shards[0].file, opener)
     return opened
 
 
@@ -72,9 +73,9 @@ def _named_adapters(path: Path, missing: UsageError) -> AdapterFiles:
     raise UsageError(message, code=missing.code, file=missing.file, hint=missing.hint) from missing
 
 
-def _adapter_file(path: Path) -> AdapterFiles | None:
+def _adapter_file(path: Path, opener: Opener) -> AdapterFiles | None:
     """The single file as an adapter, None where its keys are not an adapter's."""
-    files = open_adapter(path)
+    files = open_adapter(path, opener)
     claimed = any(layout.sniff(files).claimed for layout in layouts().values())
     if claimed or _is_adapter_like(files.tensors):
         return files

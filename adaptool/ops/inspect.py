@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from adaptool.layouts import decode
 from adaptool.model.adapter import Adapter, Delta, Replaced
 from adaptool.model.inspected import Inspected, Summary
 from adaptool.model.results import AdapterSummary, CheckpointSummary, ModuleRow
-from adaptool.model.values import Scan, ValueReader
+from adaptool.model.values import Scan, Spectrum, ValueReader
 from adaptool.ops import ties
 from adaptool.ops.artifact import open_artifact
 from adaptool.ops.base_norms import base_norms
@@ -29,6 +30,8 @@ from adaptool.ops.value_checks import (
 )
 from adaptool.store.adapter_files import METADATA_KEYS, AdapterFiles
 from adaptool.store.checkpoint import Checkpoint, open_checkpoint
+from adaptool.store.local import LocalSource
+from adaptool.store.source import Opener
 from adaptool.store.tensors import TensorRef
 from adaptool.tuners import tuners
 
@@ -46,19 +49,25 @@ def inspect_path(
 
 
 def inspect_paths(
-    paths: Sequence[Path], *, values: ValueReader | None, base: Path | None
+    paths: Sequence[Path],
+    *,
+    values: ValueReader | None,
+    base: Path | None,
+    opener: Opener = LocalSource,
 ) -> Inspected:
     """Describe what lies at each path, and with `values` how alike the adapters are.
 
-    Errors as in `inspect_path`, those of all paths together.
+    `opener` opens the weights files. Errors as in `inspect_path`, those of all paths together.
     """
     with ExitStack() as stack:
-        checkpoint = stack.enter_context(open_checkpoint(base)) if base is not None else None
+        checkpoint = None
+        if base is not None:
+            checkpoint = stack.enter_context(open_checkpoint(base, opener=opener))
         found: list[tuple[Summary, Adapter | None]] = []
         errors: list[AdaptoolError] = []
         for path in paths:
             try:
-                opened = open_artifact(path)
+                opened = open_artifact(path, opener)
                 stack.callback(opened.close)
                 found.append(_summary(opened, str(path), values, checkpoint))
             except Interrupted:
@@ -140,18 +149,19 @@ def _module_rows(
     groups: dict[str, list[Delta]] = {}
     for delta in deltas:
         groups.setdefault(delta.module, []).append(delta)
-    for group in groups.values():
-        yield _module_row(group, seen, values, norms)
+    mains = [group[0] for group in groups.values()]
+    spectra = values.several(values.spectrum, mains) if values is not None else repeat(None)
+    for group, spectrum in zip(groups.values(), spectra, strict=False):
+        yield _module_row(group, seen, spectrum, norms)
 
 
 def _module_row(
     group: list[Delta],
     seen: Mapping[str, Scan],
-    values: ValueReader | None,
+    spectrum: Spectrum | None,
     norms: Mapping[str, float],
 ) -> ModuleRow:
     main = group[0]
-    spectrum = values.spectrum(main) if values is not None else None
     names = [ref.name for delta in group for ref in delta.roles.values()]
     terms = main.terms
     shape = (terms.out, terms.inner)
@@ -286,7 +296,7 @@ def _checkpoint_summary(
         dtypes=_dtypes(tensors.values()),
         quantization=quantization_of(checkpoint.config),
         tied=_tied(checkpoint),
-        architecture=_architecture(checkpoint.config),
+        architecture=architecture_of(checkpoint.config),
         findings=(*checkpoint.findings, *checkpoint_findings(checkpoint, values)),
     )
 
@@ -297,7 +307,7 @@ def _tied(checkpoint: Checkpoint) -> tuple[tuple[str, ...], ...]:
     return () if pair is None else ((pair.embedding, pair.head),)
 
 
-def _architecture(config: Mapping[str, Any] | None) -> str | None:
+def architecture_of(config: Mapping[str, Any] | None) -> str | None:
     """The class that config.json names first, else its model type."""
     names = (config or {}).get("architectures")
     if isinstance(names, list) and names and isinstance(names[0], str):

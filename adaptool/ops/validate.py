@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from adaptool.errors import AdaptoolError, InternalError, Interrupted, UsageError
+from adaptool.errors import AdaptoolError, InternalError, Interrupted, RemoteError, UsageError
 from adaptool.findings import Code, Finding, Severity
 from adaptool.layouts import decode, layouts
 from adaptool.model.adapter import Adapter
@@ -27,19 +27,26 @@ from adaptool.ops.value_checks import (
 from adaptool.runtimes import Candidate, judged, judged_checkpoint, runtime
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.checkpoint import Checkpoint, open_checkpoint
+from adaptool.store.local import LocalSource
+from adaptool.store.source import Opener
 
 T = TypeVar("T")
 _ORDER = tuple(Severity)
 
 
 def validate_path(
-    path: Path, *, base: Path | None, values: ValueReader | None, target: str | None = None
+    path: Path,
+    *,
+    base: Path | None,
+    values: ValueReader | None,
+    target: str | None = None,
+    opener: Opener = LocalSource,
 ) -> tuple[Finding, ...]:
     """Everything worth saying about what lies at `path`, errors first.
 
     With `base`, whether an adapter fits it; with `values`, what the tensors hold; with `target`,
-    what would become of it in that runtime. UsageError where `path` or `base` does not exist, or is
-    no artifact at all, and for a runtime that is not known.
+    what would become of it in that runtime. `opener` opens the weights files. UsageError where
+    `path` or `base` does not exist, or is no artifact at all, and for a runtime that is not known.
     """
     served = runtime(target) if target is not None else None
     for given in (path, base):
@@ -47,7 +54,7 @@ def validate_path(
             require(given)
     found = _Found()
     with ExitStack() as stack:
-        opened = found.attempt(lambda: _opened(stack, path))
+        opened = found.attempt(lambda: _opened(stack, path, opener))
         if isinstance(opened, Checkpoint):
             _refuse_base(path, base)
             found.findings += opened.findings
@@ -55,7 +62,8 @@ def validate_path(
             if served is not None:
                 found.findings += judged_checkpoint(served, opened)
         elif opened is not None:
-            candidate = _check_adapter(found, stack, opened, base, values)
+            based = _opened_base(stack, base, opener)
+            candidate = _check_adapter(found, opened, *based, values)
             if served is not None:
                 found.attempt(lambda: found.findings.extend(judged(served, candidate)))
     return tuple(sorted(found.findings, key=lambda finding: _ORDER.index(finding.severity)))
@@ -71,7 +79,7 @@ class _Found:
         """What `step` returns, None where it was refused."""
         try:
             return step()
-        except (Interrupted, InternalError):
+        except (Interrupted, InternalError, RemoteError):
             raise
         except AdaptoolError as error:
             if isinstance(error, UsageError) and error.code is Code.CHECKPOINT_MISSING:
@@ -80,9 +88,9 @@ class _Found:
             return None
 
 
-def _opened(stack: ExitStack, path: Path) -> AdapterFiles | Checkpoint:
+def _opened(stack: ExitStack, path: Path, opener: Opener) -> AdapterFiles | Checkpoint:
     """The artifact, closed with `stack`."""
-    opened = open_artifact(path)
+    opened = open_artifact(path, opener)
     stack.callback(opened.close)
     return opened
 
@@ -94,16 +102,25 @@ def _refuse_base(path: Path, base: Path | None) -> None:
         raise UsageError(message, code=Code.USAGE, file=str(path), field="--base", hint=hint)
 
 
+def _opened_base(
+    stack: ExitStack, base: Path | None, opener: Opener
+) -> tuple[Checkpoint | None, _Found]:
+    """The base, closed with `stack`; None where there is none or it was refused."""
+    found = _Found()
+    if base is None:
+        return None, found
+    opening = found.attempt(lambda: stack.enter_context(open_checkpoint(base, opener=opener)))
+    return opening, found
+
+
 def _check_adapter(
     found: _Found,
-    stack: ExitStack,
     files: AdapterFiles,
-    base: Path | None,
+    checkpoint: Checkpoint | None,
+    of_base: _Found,
     values: ValueReader | None,
 ) -> Candidate:
-    plan, checkpoint, of_base = None, None, _Found()
-    if base is not None:
-        checkpoint = of_base.attempt(lambda: stack.enter_context(open_checkpoint(base)))
+    plan = None
     adapter = found.attempt(lambda: decode(files, reading_with(checkpoint)))
     found.findings += of_base.findings
     if checkpoint is not None and adapter is not None:
@@ -127,7 +144,7 @@ def _layout(files: AdapterFiles, adapter: Adapter | None) -> str | None:
 
 
 def _planned(base: Checkpoint, files: AdapterFiles, adapter: Adapter) -> Plan:
-    return plan_merge(base, [Part(files, adapter, 1.0)], MergeOptions())
+    return plan_merge(base, [Part(files, adapter, 1.0)], MergeOptions(), identified=False)
 
 
 def _value_findings(

@@ -13,7 +13,7 @@ from adaptool.store.tensors import TensorRef
 
 def scans(tensors: Mapping[str, TensorRef], values: ValueReader) -> dict[str, Scan]:
     """Every tensor looked at once, by name."""
-    return {name: values.scan(ref) for name, ref in tensors.items()}
+    return dict(zip(tensors, values.several(values.scan, list(tensors.values())), strict=True))
 
 
 def nonfinite_findings(tensors: Mapping[str, TensorRef], seen: Mapping[str, Scan]) -> list[Finding]:

@@ -163,20 +163,24 @@ def _one_stream(origin: Origin, path: str, start: int) -> Iterator[tuple[int, by
 
 
 @contextmanager
-def answered(origin: Origin, path: str, span: str | None) -> Iterator[httpx.Response]:
+def answered(
+    origin: Origin, path: str, span: str | None, address: str | None = None
+) -> Iterator[httpx.Response]:
     """The answer to a request for a file of the commit, or for the `span` of it (a Range header).
 
-    The client's own errors where the Hub refuses; its body is still to be read.
+    `address` is where the Hub sent a request before: asked directly, and without the token. The
+    client's own errors where the Hub refuses; its body is still to be read.
     """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     # "identity": a compressed answer has no ranges and no length to check.
-    headers = {**build_hf_headers(library_name="adaptool"), "Accept-Encoding": "identity"}
+    headers = build_hf_headers(library_name="adaptool", token=None if address is None else False)
+    headers["Accept-Encoding"] = "identity"
     if span is not None:
         headers["Range"] = span
     url = hf_hub_url(origin.repo, path, revision=origin.commit, endpoint=origin.api.endpoint)
-    with get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT) as response:
+    with get_session().stream("GET", address or url, headers=headers, timeout=_TIMEOUT) as response:
         hf_raise_for_status(response)
         yield response
 

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from adaptool.errors import InputError, RemoteError, UsageError
 from adaptool.findings import Code
+from adaptool.remote.cached import incomplete
 from adaptool.remote.hub import RemoteFile
 from adaptool.remote.uri import HubUri
 from adaptool.store.adapter_files import (
@@ -18,8 +19,10 @@ from adaptool.store.adapter_files import (
     WEIGHTS_FILE,
     WHOLE_FILES,
 )
+from adaptool.store.companions import stays_behind
 from adaptool.store.occupied import SIDECARS
 from adaptool.store.safe_names import check_distinct, check_relative, printable
+from adaptool.store.sidecar import SIDECAR
 from adaptool.store.weight_files import INDEX_SUFFIX, PIPELINE_FILE, WEIGHTS_SUFFIX
 
 _PICKLES = re.compile(r"(?:pytorch_model|model|adapter_model).*\.(?:bin|pt|pth)(?:\.index\.json)?")
@@ -41,8 +44,8 @@ def selected(uri: HubUri, files: Sequence[RemoteFile], *, allow_pickle: bool) ->
     """The files to pull from the tree at `uri`, sorted by name.
 
     InputError (exit 3) for a hostile name anywhere in the tree and where there are only pickles;
-    RemoteError (exit 6) where nothing lies at the URI's folder; UsageError where that holds no
-    artifact.
+    RemoteError (exit 6) where nothing lies at the URI's folder, and in offline mode where the
+    client's cache lacks a file; UsageError where that holds no artifact.
     """
     place = str(uri)
     for file in files:
@@ -54,6 +57,10 @@ def selected(uri: HubUri, files: Sequence[RemoteFile], *, allow_pickle: bool) ->
     names = _chosen([each.name for each in found], place, allow_pickle=allow_pickle)
     check_distinct(names, file=place, field="file name")
     wanted = [each for each in found if each.name in set(names)]
+    lacking = [each.name for each in wanted if each.file.absent]
+    if lacking:
+        count = f"{len(wanted) - len(lacking)} of the {len(wanted)} files that are needed"
+        raise incomplete(place, f"{count}; it lacks {', '.join(map(printable, lacking[:_SHOWN]))}")
     return tuple(sorted(wanted, key=lambda each: each.name))
 
 
@@ -86,7 +93,9 @@ def _chosen(names: Sequence[str], place: str, *, allow_pickle: bool) -> list[str
         _refuse_without_weights(names, top, place)
     texts = TOKENIZER_FILES | {CONFIG_FILE, "README.md"} if is_adapter else _texts(top)
     kept = [name for name in top if name in texts or name in SIDECARS or _is_licence(name)]
-    return sorted({*weights, *kept})
+    # An unmerge restores every file that the merge had copied.
+    copied = [name for name in names if not stays_behind(name)] if SIDECAR in top else []
+    return sorted({*weights, *kept, *copied})
 
 
 def _is_licence(name: str) -> bool:

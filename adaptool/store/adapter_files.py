@@ -15,6 +15,7 @@ from adaptool.store.documents import parse_json_object, read_json_object
 from adaptool.store.gguf import is_gguf, read_gguf
 from adaptool.store.header import Header, read_header
 from adaptool.store.local import LocalSource
+from adaptool.store.source import Opener, Source
 from adaptool.store.stranger_packages import refuse_stranger
 from adaptool.store.tensors import TensorRef
 
@@ -59,7 +60,7 @@ class AdapterFiles:
 
     name: str
     path: Path
-    source: LocalSource
+    source: Source
     header: Header
     config: Mapping[str, Any] | None
     config_file: str
@@ -93,14 +94,17 @@ class AdapterFiles:
         self.close()
 
 
-def open_adapter(path: Path) -> AdapterFiles:
-    """Open a directory or a single file; reads the header and the config only."""
+def open_adapter(path: Path, opener: Opener = LocalSource) -> AdapterFiles:
+    """Open a directory or a single file; reads the header and the config only.
+
+    `opener` opens the weights file.
+    """
     if path.is_dir():
         whole = whole_file(path)
         if whole is None:
-            return _open_directory(path)
+            return _open_directory(path, opener)
         path = whole
-    source = LocalSource(path)
+    source = opener(path)
     try:
         packed = is_gguf(source)
         header = read_gguf(source).header if packed else read_header(source)
@@ -126,7 +130,7 @@ def whole_file(path: Path) -> Path | None:
     return next(named, packed[0] if len(packed) == 1 else None)
 
 
-def _open_directory(path: Path) -> AdapterFiles:
+def _open_directory(path: Path, opener: Opener) -> AdapterFiles:
     weights = _weights_of(path)
     config_path = path / CONFIG_FILE
     if not config_path.exists():
@@ -134,7 +138,7 @@ def _open_directory(path: Path) -> AdapterFiles:
     config = read_json_object(
         config_path, limit_bytes=LARGEST_CONFIG, what="adapter config", too_large=InputError
     )
-    source = LocalSource(weights)
+    source = opener(weights)
     try:
         header = read_header(source)
     except BaseException:

@@ -19,6 +19,7 @@ from adaptool.store.index import Index, check_against_shards, parse_index
 from adaptool.store.limits import Limits
 from adaptool.store.local import LocalSource
 from adaptool.store.safe_names import printable
+from adaptool.store.source import Opener, Source, check_unchanged
 from adaptool.store.tensors import TensorRef
 from adaptool.store.weight_files import INDEX_SUFFIX, Weights, find_weights, refuse_stale
 
@@ -32,7 +33,7 @@ class Shard:
     """One weight file; `file` is its path below the checkpoint's root, with slashes."""
 
     file: str
-    source: LocalSource
+    source: Source
     header: Header
 
 
@@ -73,26 +74,42 @@ class Checkpoint:
     def check_unchanged(self) -> None:
         """IntegrityError where a shard was changed, replaced or removed since it was opened."""
         for shard in self.shards:
-            shard.source.check_unchanged()
+            check_unchanged(shard.source)
 
 
-def open_checkpoint(path: Path, *, limits: Limits | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: Path, *, limits: Limits | None = None, opener: Opener = LocalSource
+) -> Checkpoint:
     """Open the model at `path`: a directory, its index file, or one safetensors file.
 
-    Reads the headers, the index and the config. UsageError where there is no model, InputError
-    where its parts are malformed or contradict each other.
+    Reads the headers, the index and the config; `opener` opens the weights files. UsageError
+    where there is no model, InputError where its parts are malformed or contradict each other.
     """
-    limits = limits or Limits()
+    reading = _Reading(limits or Limits(), opener)
     if os.path.isdir(path):
-        return _open_directory(path, find_weights(path), limits)
+        return _open_directory(path, find_weights(path), reading)
     if path.name.endswith(INDEX_SUFFIX) and os.path.isdir(path.parent):
-        return _open_directory(path.parent, find_weights(path.parent, path.name), limits)
-    return _open_file(path, limits)
+        return _open_directory(path.parent, find_weights(path.parent, path.name), reading)
+    return _open_file(path, reading)
 
 
-def _open_file(path: Path, limits: Limits) -> Checkpoint:
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How weights files are opened, and how much their headers may hold."""
+
+    limits: Limits
+    opener: Opener
+
+    def shard(self, root: Path, file: str, stack: ExitStack) -> Shard:
+        """The weights file at `root / file`, closed by `stack`."""
+        source = self.opener(root / file)
+        stack.callback(source.close)
+        return Shard(file, source, read_header(source, limits=self.limits))
+
+
+def _open_file(path: Path, reading: _Reading) -> Checkpoint:
     with ExitStack() as stack:
-        shard = _open_shard(path.parent, path.name, printable(str(path)), stack, limits)
+        shard = reading.shard(path.parent, path.name, stack)
         stack.pop_all()
     return Checkpoint(
         name=shard.source.name,
@@ -103,7 +120,7 @@ def _open_file(path: Path, limits: Limits) -> Checkpoint:
     )
 
 
-def _open_directory(root: Path, weights: Weights, limits: Limits) -> Checkpoint:
+def _open_directory(root: Path, weights: Weights, reading: _Reading) -> Checkpoint:
     raw_index, index = _index(root, weights.index_file)
     files = weights.files if index is None else index.shards
     if weights.index_file is not None:
@@ -111,7 +128,7 @@ def _open_directory(root: Path, weights: Weights, limits: Limits) -> Checkpoint:
     config_bytes, config = _config(root)
     companions, left_out = companions_of(root, {*files, weights.index_file, CONFIG_FILE})
     with ExitStack() as stack:
-        shards = _open_shards(root, files, stack, limits)
+        shards = _open_shards(root, files, stack, reading)
         found = [] if index is None else check_against_shards(index, _names(shards))
         tensors = _all_tensors(shards)
         stack.pop_all()
@@ -147,7 +164,7 @@ def _config(root: Path) -> tuple[bytes | None, dict[str, Any] | None]:
 
 
 def _open_shards(
-    root: Path, files: tuple[str, ...], stack: ExitStack, limits: Limits
+    root: Path, files: tuple[str, ...], stack: ExitStack, reading: _Reading
 ) -> tuple[Shard, ...]:
     """Every shard opened, closed by `stack`; all that are missing are named at once."""
     missing = [file for file in files if not os.path.lexists(root / file)]
@@ -159,18 +176,12 @@ def _open_shards(
     shards, errors = [], []
     for file in files:
         try:
-            name = printable(str(root / file))
-            shards.append(_open_shard(root, file, name, stack, limits))
+            shards.append(reading.shard(root, file, stack))
         except AdaptoolError as error:
             errors.append(error)
     if errors:
         raise gathered(errors)
     return tuple(shards)
-
-
-def _open_shard(root: Path, file: str, name: str, stack: ExitStack, limits: Limits) -> Shard:
-    source = stack.enter_context(LocalSource(root / file, name))
-    return Shard(file, source, read_header(source, limits=limits))
 
 
 def _names(shards: tuple[Shard, ...]) -> dict[str, Mapping[str, TensorRef]]:

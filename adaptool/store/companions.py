@@ -58,11 +58,12 @@ def companions_of(
     for name in _files(root):
         if name in own:
             continue
-        (left_out if _stays(name) else kept).append(name)
+        (left_out if stays_behind(name) else kept).append(name)
     return tuple(sorted(kept)), tuple(sorted(left_out))
 
 
-def _stays(name: str) -> bool:
+def stays_behind(name: str) -> bool:
+    """Whether a merge leaves this file out: a path with slashes below the model's directory."""
     folder, _, base = name.lower().rpartition("/")
     if any(fnmatchcase(part, _TRAINING_STATE) for part in folder.split("/")):
         return True

@@ -27,6 +27,12 @@ def sha256_of(source: Source) -> str:
     return digest.hexdigest()
 
 
+def known_sha256(source: Source) -> str | None:
+    """What the source says its sha256 is, before anything is read; None where it says nothing."""
+    known = getattr(source, "sha256", None)
+    return known if isinstance(known, str) else None
+
+
 def fingerprint(source: Source) -> str:
     """A quick digest of a safetensors file, in hexadecimal: finds another file, not one bad bit.
 

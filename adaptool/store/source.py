@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 
@@ -26,6 +27,10 @@ class Source(Protocol):
     def close(self) -> None:
         """Let go of the handle."""
         ...
+
+
+Opener = Callable[[Path], Source]
+"""How a weights file is opened: as a local one, or as what a placeholder stands for."""
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Times resize and combine on adapters of a 1.5 B model, next to PEFT's add_weighted_adapter.
+"""Times resize, combine and diff on adapters of a 1.5 B model, next to PEFT's add_weighted_adapter.
 
     python tests/benchmarks/adapter_speed.py [--size qwen2-1.5b] [--rounds 3] [--folder DIR]
 
@@ -35,7 +35,7 @@ import adaptool
 from adaptool import api
 verb, paths, options = sys.argv[1], sys.argv[2:-1], json.loads(sys.argv[-1])
 began = time.perf_counter()
-result = getattr(api, verb)(*paths, **options, overwrite=True)
+result = getattr(api, verb)(*paths, **options)
 print(json.dumps({"seconds": time.perf_counter() - began, "error": result.relative_error}))
 """
 PEFT = """
@@ -111,12 +111,16 @@ def _write(folder: Path, size: qwen_shaped.Size, rank: int, seed: int) -> None:
 
 def contenders(paths: Mapping[str, Path], size: qwen_shaped.Size, out: Path) -> list[Contender]:
     """Everything that is timed."""
-    weights = {"weights": [0.5, 0.3, 0.2]}
+    again = {"overwrite": True}
+    weights = {"weights": [0.5, 0.3, 0.2], **again}
     three = [str(paths[name]) for name in "xyz"]
     factor = size.layers / min(LAYERS, size.layers)
     ours = [
-        _ours("resize 64 -> 8", "resize", [str(paths["a64"]), str(out)], {"rank": 8}),
-        _ours("resize --keep 0.125", "resize", [str(paths["a64"]), str(out)], {"keep": 0.125}),
+        _ours("resize 64 -> 8", "resize", [str(paths["a64"]), str(out)], {"rank": 8, **again}),
+        _ours(
+            "resize --keep 0.125", "resize", [str(paths["a64"]), str(out)], {"keep": 0.125, **again}
+        ),
+        _ours("diff of rank 64 and 16", "diff", [str(paths["a64"]), str(paths["x"])], {}),
     ]
     for method, rank in (("cat", None), ("svd", 16), ("tsv", 16), ("ties", 16)):
         options = {**weights, "method": method, "rank": rank, "out": str(out), "density": 1.0}

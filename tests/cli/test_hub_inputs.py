@@ -94,10 +94,3 @@ def test_damaged_or_missing_input_is_the_pulls_own_error(
     adaptool("inspect", "hf://me/none", code=6)
     adaptool("inspect", "hf://me", code=2)
     assert not (tmp_path / "out").exists()
-
-
-def test_output_is_no_address_yet(adaptool: Adaptool, hub: StandIn) -> None:
-    """Exit 4: push sends what was written."""
-    said = adaptool("merge", BASE, ADAPTER, "hf://me/out", code=4)
-    assert "adaptool push" in said["error"]["hint"]
-    assert hub.log == []

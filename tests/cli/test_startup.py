@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from command_line import ADAPTER, BASE, run_patched
+from command_line import ADAPTER, BASE, ROOT, run, run_patched
 
 # The interpreter's last word: which of the heavy packages were imported.
 SAYS_WHAT_IS_LOADED = """
 import atexit
-heavy = ("torch", "transformers", "peft", "huggingface_hub", "safetensors")
+heavy = ("torch", "transformers", "peft", "huggingface_hub", "safetensors", "yaml", "jsonschema")
 atexit.register(lambda: print([name for name in heavy if name in sys.modules], file=sys.stderr))
 """
 
@@ -28,6 +28,8 @@ atexit.register(lambda: print([name for name in heavy if name in sys.modules], f
         ["extract", "--help"],
         ["pull", "--help"],
         ["push", "--help"],
+        ["run", "--help"],
+        ["run", "--schema"],
         ["push", ADAPTER, "hf://me/adapter", "--dry-run"],
         ["convert", "--dry-run", ADAPTER, "OUT", "--to", "peft"],
         ["convert", "--dry-run", "--json", ADAPTER, "OUT", "--to", "mlx"],
@@ -43,14 +45,27 @@ atexit.register(lambda: print([name for name in heavy if name in sys.modules], f
 def test_command_does_not_import_torch(arguments: list[str | Path], tmp_path: Path) -> None:
     """Help, inspect, validate and a dry run know all they need from headers and configs."""
     arguments = [tmp_path / "out" if argument == "OUT" else argument for argument in arguments]
-    run = run_patched(SAYS_WHAT_IS_LOADED, *arguments)
-    assert run.code == 0, run.err
-    assert run.err.splitlines()[-1] == "[]"
+    done = run_patched(SAYS_WHAT_IS_LOADED, *arguments)
+    assert done.code == 0, done.err
+    assert done.err.splitlines()[-1] == "[]"
 
 
 def test_help_does_not_import_rich_or_the_api() -> None:
     """`--help` needs click and the commands' declarations only."""
     patch = SAYS_WHAT_IS_LOADED.replace('"torch"', '"torch", "rich", "numpy", "adaptool.api"')
-    run = run_patched(patch, "merge", "--help")
-    assert run.code == 0, run.err
-    assert run.err.splitlines()[-1] == "[]"
+    done = run_patched(patch, "merge", "--help")
+    assert done.code == 0, done.err
+    assert done.err.splitlines()[-1] == "[]"
+
+
+def test_rerun_of_a_recipe_does_not_import_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is done and unchanged is known by its digests."""
+    monkeypatch.chdir(ROOT)
+    recipe = ("run", "fixtures/recipe.yaml", "--set", f"out={tmp_path / 'out'}")
+    first = run(*recipe)
+    assert first.code == 0, first.err
+    again = run_patched(SAYS_WHAT_IS_LOADED, *recipe)
+    assert "ok: 6 skipped" in again.out
+    assert again.err.splitlines()[-1] == "['yaml']"

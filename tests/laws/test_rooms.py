@@ -35,8 +35,12 @@ MAY_IMPORT = {
     "ops": _MODEL | _METHODS | {"layouts", "runtimes"},
     "engine": _MODEL | _METHODS,
     "pages": _MODEL,
+    "attestations": _MODEL,
     "remote": _STORE,
-    "api": _MODEL | _METHODS | {"layouts", "ops", "engine", "pages", "remote"},
+    "recipes": _MODEL,
+    "api": _MODEL
+    | _METHODS
+    | {"layouts", "runtimes", "ops", "engine", "pages", "attestations", "recipes", "remote"},
     "cli": frozenset({"api", "errors", "findings", "model", "__init__"}),
     "__init__": frozenset({"api", "errors"}),
     "__main__": frozenset({"cli"}),
@@ -52,6 +56,7 @@ BELONGS_TO = {
     "http": {"remote"},
     "httpx": {"remote"},
     "requests": {"remote"},
+    "yaml": {"recipes"},
     "torch": {"engine", "tuners", "combinations", "quantizers", "linalg", "ops", "layouts", "api"},
     "pickle": set(),
     "marshal": set(),

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptool.model.view import Span, whole
+from adaptool.model.view import Span, View, whole
 
 
 @st.composite
@@ -76,3 +76,19 @@ def test_heads_and_alternating_rows() -> None:
     assert list(Span(0, 2, blocks=3, stride=6).indices()) == [0, 1, 6, 7, 12, 13]
     assert list(Span(1, 4, step=2).indices()) == [1, 3, 5, 7]
     assert list(Span(1, 4, step=2).pieces(2, 6)) == [(slice(1, 4, 2), slice(1, 3))]
+
+
+@given(one=spans(), other=spans())
+def test_spans_overlap_where_they_share_an_index(one: Span, other: Span) -> None:
+    """Interleaved heads may reach past each other without meeting."""
+    shared = [index for index in one.indices() if index in list(other.indices())]
+    assert one.overlaps(other) is other.overlaps(one) is bool(shared)
+
+
+def test_views_overlap_where_rows_and_columns_do() -> None:
+    """q's and k's rows do not; neither do two halves of the same rows."""
+    q, k = View(Span(0, 4), whole(6)), View(Span(4, 2), whole(6))
+    left, right = View(Span(0, 4), Span(0, 3)), View(Span(0, 4), Span(3, 3))
+    assert not q.overlaps(k)
+    assert not left.overlaps(right)
+    assert q.overlaps(left)
