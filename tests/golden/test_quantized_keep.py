@@ -25,7 +25,7 @@ from transformers import (
 from transformers.integrations.finegrained_fp8 import Fp8Quantize
 
 from adaptool import MismatchError, merge, verify
-from adaptool.api import merging
+from adaptool.api import output
 from adaptool.engine.write import write_model
 from adaptool.findings import Code
 
@@ -291,7 +291,7 @@ def test_bytes_do_not_depend_on_tiles_or_threads(
         _base(base, kind)
         merge(base, adapter, one, quantized="keep", threads=1)
         with monkeypatch.context() as patch:
-            patch.setattr(merging, "write_model", in_small_tiles)
+            patch.setattr(output, "write_model", in_small_tiles)
             merge(base, adapter, other, quantized="keep", threads=3)
         for name in ("model.safetensors", "adaptool.json"):
             assert (one / name).read_bytes() == (other / name).read_bytes()
