@@ -27,6 +27,11 @@ class Format:
         """The sign bit."""
         return 1 << (int(self.pattern.removeprefix("uint")) - 1)
 
+    @property
+    def exponent(self) -> int:
+        """The bits of the exponent."""
+        return (self.sign - 1) >> self.mantissa << self.mantissa
+
 
 FORMATS = {
     "BF16": Format("BF16", "uint16", 7),
@@ -73,16 +78,17 @@ def ordered(bits: Array, form: Format) -> Array:
     """Bits as whole numbers in the order of the values; -0 comes right before 0."""
     import numpy as np
 
-    size = (bits & (form.sign - 1)).astype(np.int64 if form.name == "F32" else np.int32)
-    return np.where(bits & form.sign, -1 - size, size)
+    signed = bits.view(form.pattern.removeprefix("u"))
+    # All ones where the sign is set: then the size n becomes -1 - n.
+    found = (signed & (form.sign - 1)) ^ (signed >> (8 * signed.itemsize - 1))
+    return found.astype(np.int64 if form.name == "F32" else np.int32)
 
 
 def patterns(ordered: Array, form: Format) -> Array:
     """The bits that `ordered` made numbers of."""
-    import numpy as np
-
-    bits = np.where(ordered < 0, (-1 - ordered) | form.sign, ordered)
-    return bits.astype(form.pattern)
+    size = ordered ^ (ordered >> (8 * ordered.itemsize - 1))
+    bits: Array = (size | (ordered & form.sign)).astype(form.pattern)
+    return bits
 
 
 def most_steps(merged: Array, values: Array, form: Format) -> int:
@@ -108,5 +114,4 @@ def most_steps(merged: Array, values: Array, form: Format) -> int:
 
 def _largest(form: Format) -> int:
     """The bits of the largest finite number."""
-    exponents = (form.sign - 1) >> form.mantissa
-    return (exponents << form.mantissa) - 1
+    return form.exponent - 1

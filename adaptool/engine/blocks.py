@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from adaptool.dtypes import Dtype
-from adaptool.store.sidecar import BLOCK_BYTES, Coding, Restored, Way
+from adaptool.engine.codec import Bytes, decode_plain, decode_sparse, decode_xor
+from adaptool.store.sidecar import BLOCK_BYTES, Coding, Restored, RunningDigest, Way
 from adaptool.store.tensors import TensorRef
 
-Bytes = bytes | bytearray
+PIECE_BYTES = 256 * 1024
 COMPUTED = frozenset({"BF16", "F16", "F32"})
 
 
@@ -53,6 +54,17 @@ def content(ref: TensorRef, span: tuple[int, int]) -> bytearray:
     return buffer
 
 
+def digested(ref: TensorRef, span: tuple[int, int]) -> str:
+    """The digest of bytes of a tensor, read by pieces that stay in a cache."""
+    running = RunningDigest()
+    buffer = memoryview(bytearray(min(PIECE_BYTES, span[1] - span[0])))
+    for start in range(span[0], span[1], PIECE_BYTES):
+        piece = buffer[: span[1] - start]
+        ref.source.read_into(ref.offset + start, piece)
+        running.take(start - span[0], piece)
+    return running.text()
+
+
 def restored(
     coding: Coding, stream: bytes, predicted: Bytes, merged: Bytes, base: Dtype, *, alike: bool
 ) -> Bytes | None:
@@ -64,7 +76,6 @@ def restored(
     import numpy as np
 
     from adaptool.engine.bits import FORMATS
-    from adaptool.engine.codec import decode_plain, decode_sparse, decode_xor
 
     width = max(1, base.bits // 8)
     if coding is Coding.NOTHING:
@@ -78,7 +89,7 @@ def restored(
     form = FORMATS[base.name]
     theirs = np.frombuffer(merged, form.pattern) if alike else None
     true = decode_sparse(stream, np.frombuffer(predicted, form.pattern), theirs, form)
-    return None if true is None else true.tobytes()
+    return None if true is None else true.view(np.uint8).data
 
 
 def fits(kept: Restored, base: TensorRef, merged: TensorRef | None) -> bool:

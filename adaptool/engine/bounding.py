@@ -11,17 +11,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from adaptool.engine.outlets import FileOutlet, Outlet
+from adaptool.engine.outlets import FileOutlet, Outlet, Tile
 from adaptool.engine.tiles import CopyJob
 from adaptool.model.plan import Row
 from adaptool.model.receipt import OutputEntry
 from adaptool.store.sink import Sink
 from adaptool.store.stage import Stage
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Bounding:
@@ -66,16 +62,13 @@ class _BoundingOutlet:
         """Copy."""
         self._files.copy(job)
 
-    def watch(
-        self, row: Row, first: int, raw: torch.Tensor, out: torch.Tensor, stored: torch.Tensor
-    ) -> None:
+    def watch(self, row: Row, tile: Tile) -> None:
         """Take in a tile."""
         from adaptool.engine.bits import FORMATS, float_values, most_steps
 
-        del first, stored
         form = FORMATS.get(row.dtype.name)
         if form is None or row.source.dtype != row.dtype:
             self._bounding.take(None)
             return
-        merged = float_values(raw.numpy().view(form.pattern), form)
-        self._bounding.take(most_steps(merged, out.reshape(-1).cpu().numpy(), form))
+        merged = float_values(tile.raw.numpy().view(form.pattern), form)
+        self._bounding.take(most_steps(merged, tile.out.reshape(-1).cpu().numpy(), form))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +34,11 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
-
+Bytes = bytes | bytearray | memoryview
 _HEAD = struct.Struct("<II")
-_LEVEL = 4
 _FAST = 1
 _MOST = 127
-# Elements looked at together: what numpy holds of them stays in a cache.
-_RUN = 64 * 1024
+_RUN = 128 * 1024
 _LEAST_NORMAL = 2.0**-126
 
 
@@ -72,16 +71,62 @@ class Marks:
         return Marks(where[self.places], self.bits, where[self.candidates], self.codes, self.drops)
 
 
-def joined(parts: list[Marks]) -> Marks:
-    """Marks of neighbouring runs, in their order."""
+@dataclass(frozen=True, slots=True)
+class Suspects:
+    """Elements that may need a mark: places, true and merged bits, the exact sum (float64)."""
+
+    places: Array
+    true: Array
+    merged: Array
+    exact: Array
+
+    def between(self, start: int, stop: int) -> Suspects:
+        """Those of elements [start, stop), their places counted from `start`."""
+        import numpy as np
+
+        part = slice(*np.searchsorted(self.places, (start, stop)))
+        return Suspects(
+            self.places[part] - start, self.true[part], self.merged[part], self.exact[part]
+        )
+
+    def marks(self, form: Format) -> Marks:
+        """What subtracting (exact - W) from M would not give back."""
+        ours, theirs = float_values(self.true, form), float_values(self.merged, form)
+        values = ours + (theirs - self.exact)
+        return mark(self.true, self.merged, values, form).spread(self.places)
+
+
+Parts = Sequence[tuple[int, Marks | Suspects]]
+
+
+def settled(parts: Parts, form: Format) -> Marks:
+    """The marks of neighbouring runs of elements, each with its first place, in their order."""
+    suspected = [(first, part) for first, part in parts if isinstance(part, Suspects)]
+    if suspected:  # together: of a single tile's, numpy's calls cost more than the work
+        return _joined_suspects(suspected).marks(form)
+    return _joined_marks([(first, part) for first, part in parts if isinstance(part, Marks)])
+
+
+def _joined_marks(parts: Sequence[tuple[int, Marks]]) -> Marks:
     import numpy as np
 
     return Marks(
-        np.concatenate([part.places for part in parts]),
-        np.concatenate([part.bits for part in parts]),
-        np.concatenate([part.candidates for part in parts]),
-        np.concatenate([part.codes for part in parts]),
-        np.concatenate([part.drops for part in parts]),
+        np.concatenate([first + part.places for first, part in parts]),
+        np.concatenate([part.bits for _, part in parts]),
+        np.concatenate([first + part.candidates for first, part in parts]),
+        np.concatenate([part.codes for _, part in parts]),
+        np.concatenate([part.drops for _, part in parts]),
+    )
+
+
+def _joined_suspects(parts: Sequence[tuple[int, Suspects]]) -> Suspects:
+    import numpy as np
+
+    return Suspects(
+        np.concatenate([first + part.places for first, part in parts]),
+        np.concatenate([part.true for _, part in parts]),
+        np.concatenate([part.merged for _, part in parts]),
+        np.concatenate([part.exact for _, part in parts]),
     )
 
 
@@ -100,14 +145,9 @@ def mark(
     drops = _drops(merged, predicted, form) if alike else np.zeros(len(true), np.int16)
     steps = ordered(true, form) - ordered(predicted, form)
     chosen = sure & (drops > 0) & (np.abs(steps) <= _MOST)
-    wrong = ~chosen & (~sure | (steps != 0) | (drops > 0))
-    return Marks(
-        np.flatnonzero(wrong),
-        true[wrong],
-        np.flatnonzero(chosen),
-        steps[chosen].astype(np.int8),
-        drops[chosen],
-    )
+    wrong = np.flatnonzero(~chosen & (~sure | (steps != 0) | (drops > 0)))
+    coded = np.flatnonzero(chosen)
+    return Marks(wrong, true[wrong], coded, steps[coded].astype(np.int8), drops[coded])
 
 
 def _predicted(merged: Array, values: Array, form: Format, theirs: Format) -> tuple[Array, Array]:
@@ -136,53 +176,83 @@ def _predicted(merged: Array, values: Array, form: Format, theirs: Format) -> tu
         return found, ~(middle | (size > np.abs(single) * 4096))
 
 
-def suspects(true: Array, merged: Array, exact: Array, form: Format) -> Array:
-    """Places where W + (M - exact) might not round to W, or M lies higher; `exact` is float64.
+def suspects(true: Array, merged: Array, exact: Array, middles: Array, form: Format) -> Suspects:
+    """Elements where W + (M - exact) might not round to W, or M lies higher; `exact` is float64.
 
-    Elsewhere M is `exact` rounded, not from near a middle, to steps no wider than W's on the side
-    where they are closer.
+    `middles` are the places where `exact` lies near the middle of two numbers. Elsewhere M is
+    `exact` rounded, not from near a middle, to steps no wider than W's on the side where they are
+    closer.
     """
     import numpy as np
 
-    return np.concatenate(
-        [
-            start + np.flatnonzero(_suspected(true[run], merged[run], exact[run], form))
-            for start in range(0, len(true), _RUN)
-            for run in [slice(start, start + _RUN)]
-        ]
-    )
-
-
-def _suspected(true: Array, merged: Array, exact: Array, form: Format) -> Array:
-    """Whether M's binade is above that of the number below W, or `exact` lies near a middle."""
-    import numpy as np
-
     kind = np.dtype(form.pattern).type
-    size = kind(form.sign - 1)
-    exponent = kind((form.sign - 1) >> form.mantissa << form.mantissa)
-    # M's binade is above that of the number just below W where its first number is not below W.
-    found: Array = (merged & exponent) >= (true & size)
-    found |= near_middle(exact, form)
-    return found
+    exponent, size = kind(form.exponent), kind(form.sign - 1)
+    found = np.empty(len(true), np.bool_)
+    for run in _runs(len(true)):
+        # M's binade is above that of the number just below W where its first is not below W.
+        np.greater_equal(merged[run] & exponent, true[run] & size, out=found[run])
+    found[middles] = True
+    where = _places(found)
+    return Suspects(where, true[where], merged[where], exact[where])
 
 
-def near_middle(values: Array, form: Format) -> Array:
-    """Where float64 values lie near the middle of two numbers of a format."""
+def mark_rounded(
+    true: Array, merged: Array, values: Array, form: Format, *, rounded: Array, middles: Array
+) -> Marks:
+    """As `mark` of the same format, where the predictions are `rounded` already.
+
+    `middles` are the places where `values` lie near the middle of two numbers. No element is
+    looked at where the prediction is right, not in doubt, and M not higher: a sum that cancels so
+    far that it is in doubt has a higher M, unless all are subnormal, where nothing is lost.
+    """
     import numpy as np
 
-    found: Array
+    exponent = np.dtype(form.pattern).type(form.exponent)
+    found = np.empty(len(true), np.bool_)
+    for run in _runs(len(true)):
+        np.greater(merged[run] & exponent, rounded[run] & exponent, out=found[run])
+        found[run] |= rounded[run] != true[run]
+    found[middles] = True
+    where = _places(found)
+    return mark(true[where], merged[where], values[where], form).spread(where)
+
+
+def _runs(count: int) -> Iterator[slice]:
+    """What is looked at together, so that what numpy makes on the way stays small."""
+    for start in range(0, count, _RUN):
+        yield slice(start, start + _RUN)
+
+
+def _places(found: Array) -> Array:
+    """numpy.flatnonzero of booleans of which few are true, in half the time.
+
+    It jumps from one true to the next; over eight at a time it need not guess.
+    """
+    import numpy as np
+
+    packed = np.packbits(found, bitorder="little")
+    eights = np.flatnonzero(packed != 0)
+    bits = np.unpackbits(packed[eights], bitorder="little")
+    within = np.flatnonzero(bits.view(np.bool_))
+    places: Array = (eights[within >> 3] << 3) + (within & 7)
+    return places
+
+
+def middles(values: Array, form: Format) -> Array:
+    """Places where float64 values lie near the middle of two numbers of a format."""
+    import numpy as np
+
     if form.name == "F32":
         # 29 bits are cut off. Below the smallest normal number it is more of them.
         low = values.view(np.uint32)[::2]
         found = ((low + np.uint32(1 << 16)) & np.uint32(0x1FFFFFFF)) >> 17 == 1 << 11
         found |= np.abs(values) < _LEAST_NORMAL
-        return found
+        return np.flatnonzero(found)
     with np.errstate(over="ignore", under="ignore"):
         bits = values.astype(np.float32).view(np.uint32)
     # Middles of float16's subnormals have still more zeros behind them.
     shift, middle = {"BF16": (16, 1 << 31), "F16": (20, 0)}[form.name]
-    found = (bits << np.uint32(shift)) == np.uint32(middle)
-    return found
+    return np.flatnonzero((bits << np.uint32(shift)) == np.uint32(middle))
 
 
 def encode_sparse(marks: Marks) -> bytes:
@@ -194,8 +264,8 @@ def encode_sparse(marks: Marks) -> bytes:
     order = np.argsort(marks.drops, kind="stable")
     gaps = np.diff(marks.places, prepend=0).astype("<u4")
     body = _planes(gaps) + _planes(marks.bits) + marks.codes[order].tobytes()
-    # No strings repeat in what is near to noise: looking for them would be most of the time.
-    engine = zlib.compressobj(_LEVEL, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
+    # No strings repeat in what is near to noise: looking for them takes time and gives nothing.
+    engine = zlib.compressobj(_FAST, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
     stream = engine.compress(body) + engine.flush()
     return _HEAD.pack(len(marks.places), len(marks.codes)) + stream
 
@@ -205,7 +275,8 @@ def decode_sparse(
 ) -> Array | None:
     """The true bits of a block; None where the stream does not fit the prediction.
 
-    `merged` are the merged bits where they are of the same format.
+    `merged` are the merged bits where they are of the same format. `predicted` is corrected in
+    place where it can be written to.
     """
     import numpy as np
 
@@ -234,21 +305,25 @@ def _recoded(
 ) -> Array | None:
     import numpy as np
 
-    true = predicted.copy()
+    true = predicted if predicted.flags.writeable else predicted.copy()
     if merged is None:
         return true if not len(codes) else None
-    drops = _drops(merged, predicted, form)
-    drops[places] = 0
-    where = np.flatnonzero(drops > 0)
+    exponent = np.dtype(form.pattern).type(form.exponent)
+    higher = np.empty(len(true), np.bool_)
+    for run in _runs(len(true)):
+        np.greater(merged[run] & exponent, true[run] & exponent, out=higher[run])
+    higher[places] = False
+    where = _places(higher)
     if len(where) != len(codes):
         return None
-    where = where[np.argsort(drops[where], kind="stable")]
-    moved = ordered(predicted[where], form) + codes
-    true[where] = patterns(moved, form)
+    found = true[where]
+    order = np.argsort(_drops(merged[where], found, form), kind="stable")
+    moved = ordered(found[order], form) + codes
+    true[where[order]] = patterns(moved, form)
     return true
 
 
-def encode_xor(true: bytes | bytearray, merged: bytes | bytearray, width: int) -> bytes:
+def encode_xor(true: Bytes, merged: Bytes, width: int) -> bytes:
     """The difference of two blocks, deflated by byte planes of `width` bytes an element."""
     import numpy as np
 
@@ -256,7 +331,7 @@ def encode_xor(true: bytes | bytearray, merged: bytes | bytearray, width: int) -
     return zlib.compress(_turned(different, width), _FAST)
 
 
-def decode_xor(stream: bytes, merged: bytes | bytearray, width: int) -> bytes | None:
+def decode_xor(stream: bytes, merged: Bytes, width: int) -> bytes | None:
     """The block that `encode_xor` was given; None where the stream is of another one."""
     import numpy as np
 
@@ -267,7 +342,7 @@ def decode_xor(stream: bytes, merged: bytes | bytearray, width: int) -> bytes | 
     return (different ^ np.frombuffer(merged, np.uint8)).tobytes()
 
 
-def encode_plain(true: bytes | bytearray, width: int) -> bytes:
+def encode_plain(true: Bytes, width: int) -> bytes:
     """A block, deflated by byte planes."""
     import numpy as np
 

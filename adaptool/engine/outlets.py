@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from adaptool.engine.tiles import CopyJob
@@ -26,18 +27,29 @@ class Outlet(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Elements of a row from `first` on: as they were read, as computed, as they are stored.
+
+    `raw` are the source's bytes (not those where the row has blends), `out` is in the arithmetic's
+    dtype; `middles` are the places where `out` lies near the middle of two numbers of the row's
+    dtype, None where nothing looked for them. `out` and `middles` are on the arithmetic's device,
+    the others on the CPU.
+    """
+
+    first: int
+    raw: torch.Tensor
+    out: torch.Tensor
+    stored: torch.Tensor
+    middles: torch.Tensor | None
+
+
 @runtime_checkable
 class Watching(Outlet, Protocol):
     """An outlet that sees the values before they are rounded."""
 
-    def watch(
-        self, row: Row, first: int, raw: torch.Tensor, out: torch.Tensor, stored: torch.Tensor
-    ) -> None:
-        """A tile that begins at element `first`: as it was read, as computed, as it is stored.
-
-        `raw` are the source's bytes (not those where the row has blends), `out` is in the
-        arithmetic's dtype and on its device; the others on the CPU. Valid until the call returns.
-        """
+    def watch(self, row: Row, tile: Tile) -> None:
+        """A tile of `row`, valid until the call returns."""
         ...
 
 

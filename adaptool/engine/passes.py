@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 BLOCK_ELEMENTS = 1024 * 1024
 
 
-def compare_tensors(one: TensorRef, other: TensorRef) -> Comparison:
-    """Two tensors of one shape in float64, a million elements at a time.
+def compare_tensors(
+    one: TensorRef, other: TensorRef, device: torch.device | str = "cpu"
+) -> Comparison:
+    """Two tensors of one shape in float64, a million elements at a time, summed up on `device`.
 
     Where both hold the same bytes in the same dtype there is no difference, NaN or not.
     """
@@ -33,13 +35,13 @@ def compare_tensors(one: TensorRef, other: TensorRef) -> Comparison:
         same = one.dtype == other.dtype and torch.equal(
             left.view(torch.uint8), right.view(torch.uint8)
         )
-        left = left.to(torch.float64)
+        left = left.to(device).to(torch.float64)
         mine = float(torch.dot(left, left))
         first += mine
         if same:
             inner, second = inner + mine, second + mine
             continue
-        right = right.to(torch.float64)
+        right = right.to(device).to(torch.float64)
         apart = left - right
         difference += float(torch.dot(apart, apart))
         inner += float(torch.dot(left, right))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import cast
 
-from adaptool.engine.blocks import Bytes, Cut, content, cuts, fits, restored
+from adaptool.engine.blocks import Cut, content, cuts, fits, restored
+from adaptool.engine.codec import Bytes
 from adaptool.errors import IntegrityError, MismatchError
 from adaptool.findings import Code
 from adaptool.model.plan import Document

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from adaptool.engine.arithmetic import available_cores
-from adaptool.engine.blocks import Bytes, Cut, content, cuts
+from adaptool.engine.blocks import Cut, content, cuts
+from adaptool.engine.codec import Bytes
 from adaptool.engine.outlets import FileOutlet, Outlet
-from adaptool.engine.recording import MergeWatch, Recorder, SubtractionWatch
+from adaptool.engine.recording import Coded, MergeWatch, Recorder, SubtractionWatch
 from adaptool.engine.run import run
 from adaptool.model.options import Machine, Precision
 from adaptool.model.plan import Plan, Row
@@ -30,7 +31,6 @@ from adaptool.store.sidecar import (
     digest,
 )
 from adaptool.store.sink import Sink
-from adaptool.store.source import Source
 from adaptool.store.spill import Spill
 from adaptool.store.stage import Stage
 from adaptool.store.tensors import TensorRef
@@ -38,15 +38,6 @@ from adaptool.tuners import tuners
 
 # A sparse stream longer than this share of its block: the block whole may be shorter.
 _DENSE = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class _Coded:
-    """A block as the header lists it, and where its stream is read from."""
-
-    block: Block
-    source: Source
-    offset: int
 
 
 class Reversing:
@@ -59,6 +50,7 @@ class Reversing:
         inline = precision is Precision.FLOAT64
         self._watched = {one.source: one for one in subtracted if inline and _is_plain_sum(one)}
         self._rest = {one.source: one for one in subtracted if one.source not in self._watched}
+        self._watched |= {one.source: one for one in reversal.tensors if one.way is Way.COPIED}
         self._stack = ExitStack()
 
     def outlet(self, files: FileOutlet, sinks: Mapping[str, Sink], folder: Path) -> Outlet:
@@ -85,14 +77,11 @@ class Reversing:
             for row in [one.row]
             if row is not None
         }
-        streams = {**self._recorder.streams, **self._subtracted(merged)}
-        coded = self._coded(merged, streams)
-        return [self._write(stage, coded)]
+        seen = {**self._recorder.coded(), **self._subtracted(merged)}
+        return [self._write(stage, self._coded(merged, seen))]
 
-    def _subtracted(
-        self, merged: Mapping[str, TensorRef]
-    ) -> Mapping[str, Sequence[tuple[int, int]]]:
-        """The streams of what no tile of the merge told."""
+    def _subtracted(self, merged: Mapping[str, TensorRef]) -> Mapping[str, Sequence[Coded]]:
+        """The blocks of what no tile of the merge told."""
         if not self._rest:
             return {}
         recorder = Recorder(self._rest, self._spill)
@@ -108,57 +97,46 @@ class Reversing:
             Precision.FLOAT64,
         )
         run(plan, SubtractionWatch(recorder, bases), self._machine)
-        return recorder.streams
+        return recorder.coded()
 
     def _coded(
-        self,
-        merged: Mapping[str, TensorRef],
-        streams: Mapping[str, Sequence[tuple[int, int]]],
-    ) -> list[list[_Coded]]:
+        self, merged: Mapping[str, TensorRef], seen: Mapping[str, Sequence[Coded]]
+    ) -> list[list[Coded]]:
         """Every block of every tensor, in order."""
         workers = self._machine.threads or available_cores()
         with ThreadPoolExecutor(workers, thread_name_prefix="adaptool-blocks") as pool:
             waiting = []
             for one in self._reversal.tensors:
                 beside = merged.get(one.base.name)
-                found = streams.get(one.base.name, ())
+                known = seen.get(one.base.name, ())
                 waiting.append(
                     [
-                        pool.submit(self._block, one, beside, cut, found[place] if found else None)
+                        pool.submit(self._block, one, beside, cut, known[place] if known else None)
                         for place, cut in enumerate(cuts(one.base, beside))
                     ]
                 )
             return [[future.result() for future in each] for each in waiting]
 
     def _block(
-        self,
-        one: Restoration,
-        merged: TensorRef | None,
-        cut: Cut,
-        sparse: tuple[int, int] | None,
-    ) -> _Coded:
+        self, one: Restoration, merged: TensorRef | None, cut: Cut, seen: Coded | None
+    ) -> Coded:
         """One block: its digests, and the shortest stream that gives it back."""
-        if merged is None:
-            return _raw(one.base, cut, content(one.base, cut.base))
-        theirs = content(merged, cut.merged or (0, 0))
-        if one.way is Way.COPIED:
-            check = digest(theirs)
-            return _Coded(Block(Coding.NOTHING, 0, check, check, digest(b"")), self._spill, 0)
+        if seen is not None and seen.block.length <= _DENSE * cut.size:
+            return seen
         ours = content(one.base, cut.base)
-        coding, stream = Coding.NOTHING, b""
-        if sparse is not None:
-            buffer = bytearray(sparse[1])
-            self._spill.read_into(sparse[0], memoryview(buffer))
-            coding, stream = Coding.SPARSE if buffer else Coding.NOTHING, bytes(buffer)
-        if (sparse is None and ours != theirs) or len(stream) > _DENSE * len(ours):
-            coding, stream = min(
-                _dense(ours, theirs, one.base, coding, stream), key=lambda pair: len(pair[1])
-            )
+        if merged is None:
+            return _raw(one.base, cut, ours)
+        theirs = content(merged, cut.merged or (0, 0))
+        if seen is None and ours == theirs:
+            check = digest(ours)
+            return Coded(Block(Coding.NOTHING, 0, check, check, digest(b"")), self._spill, 0)
+        coding, stream = min(_dense(ours, theirs, one.base), key=lambda pair: len(pair[1]))
+        if seen is not None and seen.block.length <= len(stream):
+            return seen
         block = Block(coding, len(stream), digest(theirs), digest(ours), digest(stream))
-        offset = sparse[0] if coding is Coding.SPARSE and sparse else self._spill.append(stream)
-        return _Coded(block, self._spill, offset)
+        return Coded(block, self._spill, self._spill.append(stream))
 
-    def _write(self, stage: Stage, coded: Sequence[Sequence[_Coded]]) -> OutputEntry:
+    def _write(self, stage: Stage, coded: Sequence[Sequence[Coded]]) -> OutputEntry:
         """Header, documents, streams."""
         kept, contents = [], []
         for role, document in self._reversal.documents:
@@ -212,25 +190,22 @@ def _merged(row: Row, source: LocalSource) -> TensorRef:
     return TensorRef(row.name, row.dtype, row.shape, row.offset, row.length, source)
 
 
-def _raw(base: TensorRef, cut: Cut, ours: Bytes) -> _Coded:
+def _raw(base: TensorRef, cut: Cut, ours: Bytes) -> Coded:
     check = digest(ours)
     block = Block(Coding.RAW, len(ours), "", check, check)
-    return _Coded(block, base.source, base.offset + cut.base[0])
+    return Coded(block, base.source, base.offset + cut.base[0])
 
 
-def _dense(
-    ours: Bytes, theirs: Bytes, base: TensorRef, coding: Coding, stream: bytes
-) -> list[tuple[Coding, bytes]]:
-    """The streams that a block may have, the one that was found first among them."""
+def _dense(ours: Bytes, theirs: Bytes, base: TensorRef) -> list[tuple[Coding, bytes]]:
+    """What gives a block back whatever was predicted."""
     from adaptool.engine.codec import encode_plain, encode_xor
 
     width = max(1, base.dtype.bits // 8)
-    found: list[tuple[Coding, bytes]] = [(coding, stream)] if coding is Coding.SPARSE else []
     if len(ours) == len(theirs):
-        found.append((Coding.XOR, encode_xor(ours, theirs, width)))
+        found = (Coding.XOR, encode_xor(ours, theirs, width))
     else:
-        found.append((Coding.DEFLATED, encode_plain(ours, width)))
-    return [*found, (Coding.RAW, bytes(ours))]
+        found = (Coding.DEFLATED, encode_plain(ours, width))
+    return [found, (Coding.RAW, bytes(ours))]
 
 
 def _read(path: Path | None) -> bytes:

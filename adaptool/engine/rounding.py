@@ -18,21 +18,26 @@ if TYPE_CHECKING:
 _MIDDLES = {"torch.bfloat16": (0xFFFF, 0x8000), "torch.float16": (0x0FFF, 0x0000)}
 
 
-def round_into(target: torch.Tensor, value: torch.Tensor, single: torch.Tensor) -> None:
-    """target = value, correctly rounded; `single` is a float32 scratch of the same shape."""
+def round_into(
+    target: torch.Tensor, value: torch.Tensor, single: torch.Tensor
+) -> torch.Tensor | None:
+    """target = value, correctly rounded; `single` is a float32 scratch of the same shape.
+
+    Returns the flat places where float32 may lie on a middle; None where nothing looked for them.
+    """
     middle = _MIDDLES.get(str(target.dtype))
     if middle is None or value.element_size() == 4:
         target.copy_(value)
-        return
+        return None
     single.copy_(value)
-    _move_off_middles(single, value, *middle)
+    where = _candidates(single.view(-1), *middle)
+    if len(where):
+        _move_off_middles(single, value, where)
     target.copy_(single)
+    return where
 
 
-def _move_off_middles(single: torch.Tensor, value: torch.Tensor, mask: int, bits: int) -> None:
-    where = _candidates(single.view(-1), mask, bits)
-    if not len(where):
-        return
+def _move_off_middles(single: torch.Tensor, value: torch.Tensor, where: torch.Tensor) -> None:
     if single.device.type == "cpu":
         _move_on_cpu(single, value, where)
     else:

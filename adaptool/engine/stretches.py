@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from queue import SimpleQueue
-from threading import Thread
-from types import TracebackType
 from typing import Self
 
+from adaptool.errands import Errands
 from adaptool.model.plan import Plan, Row
 from adaptool.store.source import Source, Visiting, visited
 
@@ -114,25 +112,16 @@ class Visitors:
         self._stretches = all_stretches
         self._last: dict[int, int] = {}
         self._sent_for: dict[int, tuple[Visiting, Future[None]]] = {}
-        self._errands: SimpleQueue[tuple[Visiting, Future[None]] | None] = SimpleQueue()
+        self._errands = Errands[None]("adaptool-arrival")
         for place, stretch in enumerate(all_stretches):
             self._last.update({id(each): place for each in stretch.visits})
 
     def __enter__(self) -> Self:
-        if self._last:
-            # No executor's: the interpreter waits for those, however long a network is silent.
-            Thread(target=self._carry, name="adaptool-arrival", daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._errands.put(None)
-        for visiting, arrival in self._sent_for.values():
-            arrival.cancel()
+    def __exit__(self, *_: object) -> None:
+        self._errands.close()
+        for visiting, _arrival in self._sent_for.values():
             visiting.leave()  # breaks off what is on its way
 
     def bring(self, place: int) -> None:
@@ -151,16 +140,4 @@ class Visitors:
     def _send_for(self, visits: Visits) -> None:
         for each in visits:
             if id(each) not in self._sent_for:
-                self._sent_for[id(each)] = errand = (each, Future[None]())
-                self._errands.put(errand)
-
-    def _carry(self) -> None:
-        """One after the other, until there is no further errand."""
-        while (errand := self._errands.get()) is not None:
-            visiting, arrival = errand
-            if arrival.set_running_or_notify_cancel():
-                try:
-                    visiting.arrive()
-                    arrival.set_result(None)
-                except BaseException as error:  # noqa: BLE001 - handed to who waits for it
-                    arrival.set_exception(error)
+                self._sent_for[id(each)] = (each, self._errands.send(each.arrive))

@@ -19,10 +19,11 @@ from adaptool.engine.tiles import TILE_ELEMENTS
 from adaptool.findings import Finding
 from adaptool.model.options import Machine
 from adaptool.model.plan import Document, OutputFile, Plan, Row
-from adaptool.model.receipt import RECEIPT, SUMS, OutputEntry, receipt, sums
+from adaptool.model.receipt import OutputEntry, receipt, sums
 from adaptool.store.disk import Disk
 from adaptool.store.documents import encode_json
 from adaptool.store.local import LocalSource
+from adaptool.store.own_files import RECEIPT, SUMS
 from adaptool.store.sink import FileSink
 from adaptool.store.source import Source, check_unchanged
 from adaptool.store.stage import Stage

@@ -140,6 +140,37 @@ def digest(content: bytes | bytearray | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()[:_HEX]
 
 
+class RunningDigest:
+    """The digest of a block whose pieces come in any order; one thread at a time.
+
+    Pieces are counted in elements of any size.
+    """
+
+    __slots__ = ("_next", "_state", "_waiting")
+
+    def __init__(self) -> None:
+        """Of nothing yet."""
+        self._state = hashlib.sha256()
+        self._next = 0
+        self._waiting: dict[int, tuple[int, bytes]] = {}
+
+    def take(self, start: int, piece: memoryview) -> None:
+        """The elements from `start` on; kept until those before them are there."""
+        if start != self._next:
+            self._waiting[start] = (len(piece), piece.tobytes())
+            return
+        self._state.update(piece)
+        self._next += len(piece)
+        while self._next in self._waiting:
+            count, content = self._waiting.pop(self._next)
+            self._state.update(content)
+            self._next += count
+
+    def text(self) -> str:
+        """As `digest` would give it for all pieces in their order."""
+        return self._state.hexdigest()[:_HEX]
+
+
 def deflated(content: bytes) -> bytes:
     """A document's stream."""
     return zlib.compress(content, 6)

@@ -6,7 +6,7 @@ import os
 import tempfile
 import threading
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 from adaptool.errors import InternalError, OutputError
 from adaptool.findings import Code
@@ -15,18 +15,15 @@ from adaptool.findings import Code
 class Spill:
     """A source that grows: several threads append, whoever knows the place reads.
 
-    The file has no name, so nothing is left of it, whatever is killed. OutputError where the disk
-    fails.
+    The file has no name, so nothing is left of it, whatever is killed; it is made when there is
+    something to keep. OutputError where the disk fails.
     """
 
     __slots__ = ("_file", "_lock", "name", "size")
 
     def __init__(self, folder: Path) -> None:
-        """On the disk of `folder`."""
-        try:
-            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
-        except OSError as error:
-            raise _failed(error, folder) from error
+        """On the disk of `folder`, which may be made later."""
+        self._file: IO[bytes] | None = None
         self._lock = threading.Lock()
         self.name = str(folder)
         self.size = 0
@@ -39,15 +36,18 @@ class Spill:
 
     def close(self) -> None:
         """Give the space back."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def append(self, content: bytes) -> int:
         """Keep `content`; the offset it has."""
-        with self._lock:
-            start = self.size
-            self.size += len(content)
-        view, place = memoryview(content), start
+        view = memoryview(content)
         try:
+            with self._lock:
+                if self._file is None:
+                    self._file = tempfile.TemporaryFile(dir=self.name, buffering=0)  # noqa: SIM115
+                start = place = self.size
+                self.size += len(content)
             while view:
                 count = os.pwrite(self._file.fileno(), view, place)
                 view, place = view[count:], place + count
@@ -57,8 +57,10 @@ class Spill:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset`."""
+        count = 0
         try:
-            count = os.preadv(self._file.fileno(), [buffer], offset)
+            if self._file is not None:
+                count = os.preadv(self._file.fileno(), [buffer], offset)
         except OSError as error:
             raise _failed(error, Path(self.name)) from error
         if count != buffer.nbytes:

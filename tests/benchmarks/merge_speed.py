@@ -3,8 +3,8 @@
     python tests/benchmarks/merge_speed.py [--size qwen2-1.5b] [--rounds 3] [--folder DIR]
 
 Contenders take turns, so that a disk that slows down slows all of them. Each row: the process's
-wall time, what a `sync` after it still took, and its peak resident memory; medians over the
-rounds. The inputs are in the page cache after the warm-up round, which is not counted.
+wall time, what a `sync` after it still took, its CPU time and its peak resident memory; medians
+over the rounds. The inputs are in the page cache after the warm-up round, which is not counted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FOLDER = "ADAPTOOL_BENCH_FOLDER"
 # On a virtual machine the memory of a deleted output goes back to the host within seconds, and
 # getting it again costs more than a copy: whoever starts at once would have it for nothing.
 SETTLE_SECONDS = 5
-REVERSIBLE = "adaptool reversible"
+PLAIN, REVERSIBLE, UNMERGE = "adaptool float64", "adaptool reversible", "adaptool unmerge"
 # The adapter then changes the weights by 1 %: sqrt(16) * 0.01^2 * 2 of 0.02 is 4 %.
 WEIGHT = "0.25"
 PEFT = """
@@ -50,16 +50,22 @@ class Inputs:
     base: Path
     adapter: Path
 
+    @property
+    def merged(self) -> Path:
+        """Where a reversible merge of the two lies, for whoever takes it apart."""
+        return self.base.with_name("merged")
+
 
 @dataclass(frozen=True)
 class Timing:
-    """One process: seconds it ran, seconds of the sync after it, peak MiB, its own seconds.
+    """One process: seconds it ran, of the sync after it, of CPU, peak MiB, its own seconds.
 
     `sidecar`: bytes of adaptool.unmerge, as a share of the output's weights.
     """
 
     wall: float
     sync: float
+    cpu: float
     peak: float
     own: float | None = None
     sidecar: float | None = None
@@ -73,11 +79,13 @@ class Timing:
 def contenders(inputs: Inputs, out: Path) -> dict[str, list[str]]:
     """Name and command of each; every command makes `out`."""
     base, adapter = str(inputs.base), str(inputs.adapter)
-    merge = [sys.executable, "-m", "adaptool", "merge", base, adapter, str(out), "--json"]
+    ours = [sys.executable, "-m", "adaptool"]
+    merge = [*ours, "merge", base, adapter, str(out), "--json"]
     return {
         "cp -r": ["cp", "-r", base, str(out)],
-        "adaptool float64": [*merge, "--precision", "float64"],
+        PLAIN: [*merge, "--precision", "float64"],
         REVERSIBLE: [*merge, "--precision", "float64", "--reversible", "--weight", WEIGHT],
+        UNMERGE: [*ours, "unmerge", str(inputs.merged), adapter, str(out), "--exact", "--json"],
         "adaptool float32": [*merge, "--precision", "float32"],
         "PEFT": [sys.executable, "-c", PEFT, base, adapter, str(out)],
     }
@@ -104,7 +112,8 @@ def measured(command: list[str], out: Path) -> Timing:
         sync = time.perf_counter() - start
         said.seek(0)
         own = _own_seconds(said.read())
-        return Timing(wall, sync, usage.ru_maxrss / 1024, own, _sidecar(out))
+        cpu = usage.ru_utime + usage.ru_stime
+        return Timing(wall, sync, cpu, usage.ru_maxrss / 1024, own, _sidecar(out))
 
 
 def _sidecar(out: Path) -> float | None:
@@ -143,13 +152,16 @@ def prepared(folder: Path, size: str) -> Inputs:
 def race(inputs: Inputs, out: Path, rounds: int, names: Sequence[str]) -> dict[str, list[Timing]]:
     """`rounds` timings of each contender after one round that is thrown away."""
     commands = contenders(inputs, out)
+    if UNMERGE in names:
+        measured(contenders(inputs, inputs.merged)[REVERSIBLE], inputs.merged)
     timings: dict[str, list[Timing]] = {name: [] for name in names}
     for number in range(rounds + 1):
         for name in names:
             timing = measured(commands[name], out)
             if number:
                 timings[name].append(timing)
-    shutil.rmtree(out, ignore_errors=True)
+    for folder in (out, inputs.merged):
+        shutil.rmtree(folder, ignore_errors=True)
     return timings
 
 
@@ -158,6 +170,7 @@ def _median(timings: Sequence[Timing]) -> Timing:
     return Timing(
         statistics.median(timing.wall for timing in timings),
         statistics.median(timing.sync for timing in timings),
+        statistics.median(timing.cpu for timing in timings),
         max(timing.peak for timing in timings),
         statistics.median(own) if own else None,
         timings[0].sidecar,
@@ -172,8 +185,8 @@ def report(timings: dict[str, list[Timing]]) -> list[str]:
     """The table, a line each."""
     medians = {name: _median(found) for name, found in timings.items()}
     copy, peft = medians.get("cp -r"), medians.get("PEFT")
-    heads = ("", "wall s", "+ sync s", "work s", "peak MiB", "wall/cp", "all/cp+sync", "wall/PEFT")
-    rows = [heads]
+    heads = ("", "wall s", "+ sync s", "work s", "CPU s", "peak MiB")
+    rows = [(*heads, "wall/cp", "all/cp+sync", "wall/PEFT")]
     for name, found in medians.items():
         rows.append(
             (
@@ -181,6 +194,7 @@ def report(timings: dict[str, list[Timing]]) -> list[str]:
                 f"{found.wall:.2f}",
                 f"{found.settled:.2f}",
                 "-" if found.own is None else f"{found.own:.2f}",
+                f"{found.cpu:.2f}",
                 f"{found.peak:.0f}",
                 _ratio(found.wall, copy.wall if copy else None),
                 _ratio(found.settled, copy.settled if copy else None),
@@ -193,19 +207,22 @@ def report(timings: dict[str, list[Timing]]) -> list[str]:
         for walls in [[timing.wall for timing in found]]
     ]
     lines = [
-        "  ".join(f"{cell:>16}" if at else f"{cell:<16}" for at, cell in enumerate(row))
+        "  ".join(f"{cell:>12}" if at else f"{cell:<20}" for at, cell in enumerate(row))
         for row in rows
     ]
     return [*lines, *_reversible(medians), "", "wall, fastest to slowest: " + "; ".join(spread)]
 
 
 def _reversible(medians: dict[str, Timing]) -> list[str]:
-    """What keeping the base costs: bytes, and time next to a plain merge."""
-    found, plain = medians.get(REVERSIBLE), medians.get("adaptool float64")
-    if found is None or found.sidecar is None:
-        return []
-    ratio = _ratio(found.wall, plain.wall if plain else None)
-    return ["", f"--reversible: sidecar {found.sidecar:.2%} of the base, wall/plain {ratio}"]
+    """What keeping the base costs, and getting it back: bytes, and time next to a plain merge."""
+    plain, lines = medians.get(PLAIN), []
+    for name in (REVERSIBLE, UNMERGE):
+        found = medians.get(name)
+        if found is not None and plain is not None:
+            wall, cpu = _ratio(found.wall, plain.wall), _ratio(found.cpu, plain.cpu)
+            size = "" if found.sidecar is None else f", sidecar {found.sidecar:.2%} of the base"
+            lines.append(f"{name} / plain merge: wall {wall}, CPU {cpu}{size}")
+    return ["", *lines] if lines else []
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import prod
 from pathlib import Path
 
@@ -42,9 +43,11 @@ def test_benchmark_times_every_contender(
     """One round on the tiny model prints a row for cp, adaptool in both precisions, and PEFT."""
     assert merge_speed.main(["--size", "tiny", "--rounds", "1", "--folder", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    for name in ("cp -r", "adaptool float64", "adaptool reversible", "adaptool float32", "PEFT"):
+    for name in ("cp -r", "adaptool float64", "adaptool float32", "PEFT"):
         assert sum(line.startswith(f"{name} ") for line in printed.splitlines()) == 1
-    assert "--reversible: sidecar" in printed
+    assert re.search(r"adaptool reversible / plain merge: wall \d.*CPU \d.*sidecar \d", printed)
+    assert re.search(r"adaptool unmerge / plain merge: wall \d.*CPU \d", printed)
+    assert sorted(path.name for path in (tmp_path / "tiny").iterdir()) == ["adapter", "base"]
 
 
 def test_unfinished_inputs_are_written_again(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from adaptool.engine.codec import (
     encode_sparse,
     encode_xor,
     mark,
+    mark_rounded,
+    middles,
     suspects,
 )
 
@@ -46,12 +48,13 @@ def _there_and_back(form: Format, bits: Array, delta: Array, device: Array, inli
     """Encoded from the merge's own tiles or by subtracting, decoded where sums end otherwise."""
     exact = float_values(bits, form) + delta
     merged = rounded_bits(exact, form)
-    where = np.arange(len(bits))
-    values = float_values(merged, form) - delta
     if inline:
-        where = suspects(bits, merged, exact, form)
-        values = float_values(bits, form) + (float_values(merged, form) - exact)
-    marks = mark(bits[where], merged[where], values[where], form).spread(where)
+        marks = suspects(bits, merged, exact, middles(exact, form), form).marks(form)
+    else:
+        values = float_values(merged, form) - delta
+        near = middles(values, form)
+        there = rounded_bits(values, form)
+        marks = mark_rounded(bits, merged, values, form, rounded=there, middles=near)
     stream = encode_sparse(marks)
     there = rounded_bits((float_values(merged, form) - delta) * device, form)
     if not stream:
@@ -73,15 +76,16 @@ def test_every_bit_comes_back(form: Format, inline: bool, seed: int, size: float
 
 
 @each_format
+@pytest.mark.parametrize("inline", [True, False], ids=["watched", "subtracted"])
 @given(seed=st.integers(0, 10**6), size=sizes)
 @settings(max_examples=60, deadline=None)
 def test_a_device_with_other_last_digits_decodes_the_same(
-    form: Format, seed: int, size: float
+    form: Format, inline: bool, seed: int, size: float
 ) -> None:
     """Sums that end 2^-50 apart, as another BLAS or a GPU has them."""
     bits, delta = drawn(seed, size, form)
     noise = 1 + 2.0**-50 * np.random.default_rng(seed).integers(-1, 2, len(bits))
-    assert np.array_equal(_there_and_back(form, bits, delta, noise, inline=True), bits)
+    assert np.array_equal(_there_and_back(form, bits, delta, noise, inline), bits)
 
 
 @each_format
@@ -89,10 +93,11 @@ def test_ties_are_exceptions(form: Format) -> None:
     """A value that lies on the middle of two numbers is stored, not left to the device."""
     bits = rounded_bits(np.array([1.0, 1.5]), form)
     step = 2.0**-form.mantissa
-    middles = np.array([1 + step / 2, 1.5 + step / 2])
-    marks = mark(bits, bits, middles, form)
+    values = np.array([1 + step / 2, 1.5 + step / 2])
+    marks = mark(bits, bits, values, form)
     assert marks.places.tolist() == [0, 1]
-    assert suspects(bits, bits, middles, form).tolist() == [0, 1]
+    found = suspects(bits, bits, values, middles(values, form), form)
+    assert found.places.tolist() == [0, 1]
 
 
 @each_format
@@ -159,6 +164,20 @@ def test_a_flipped_bit_in_a_stream_ends_in_bits_or_none(seed: int, place: int, b
     stream[place % len(stream)] ^= 1 << bit
     found = decode_sparse(bytes(stream), rounded_bits(values, form), merged, form)
     assert found is None or len(found) == len(bits)
+
+
+@each_format
+@given(count=st.integers(0, 40), share=st.floats(0, 1), seed=st.integers(0, 99))
+def test_suspects_are_found_at_their_places(
+    form: Format, count: int, share: float, seed: int
+) -> None:
+    """Whatever lies in a higher binade once it is merged, in runs of any length; nothing else."""
+    higher = np.random.default_rng(seed).random(count) < share
+    true = rounded_bits(np.full(count, 1.5), form)
+    exact = np.where(higher, 3.0, 1.5)
+    found = suspects(true, rounded_bits(exact, form), exact, np.arange(0), form)
+    assert np.array_equal(found.places, np.flatnonzero(higher))
+    assert np.array_equal(found.exact, exact[higher])
 
 
 def test_marks_are_cut_at_blocks() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import zlib
 
@@ -18,6 +19,7 @@ from adaptool.store.sidecar import (
     Coding,
     Kept,
     Restored,
+    RunningDigest,
     Sidecar,
     Way,
     deflated,
@@ -107,6 +109,17 @@ def test_a_newer_version_is_named() -> None:
     """Exit 4, with both versions."""
     with pytest.raises(MismatchError, match="version 2, this program reads 1"):
         read_sidecar(MemorySource(_sealed({"version": 2})))
+
+
+@given(st.lists(st.binary(min_size=1, max_size=9), max_size=6), st.data())
+def test_a_running_digest_is_that_of_the_whole(pieces: list[bytes], drawn: st.DataObject) -> None:
+    """In pieces of two-byte elements, in any order."""
+    doubled = [memoryview(piece * 2).cast("H") for piece in pieces]
+    starts = list(itertools.accumulate(map(len, doubled), initial=0))
+    running = RunningDigest()
+    for place in drawn.draw(st.permutations(range(len(doubled)))):
+        running.take(starts[place], doubled[place])
+    assert running.text() == digest(b"".join(piece * 2 for piece in pieces))
 
 
 def _read_all(source: MemorySource) -> None:

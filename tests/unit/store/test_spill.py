@@ -32,5 +32,5 @@ def test_reading_past_the_end_is_a_bug_of_ours(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there_is_an_output_error(tmp_path: Path) -> None:
     """Exit 5, not a traceback."""
-    with pytest.raises(OutputError):
-        Spill(tmp_path / "missing")
+    with Spill(tmp_path / "missing") as spill, pytest.raises(OutputError):
+        spill.append(b"stream")
