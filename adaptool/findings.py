@@ -111,7 +111,6 @@ class Code(StrEnum):
     MODULE_NOT_IN_BASE = "module-not-in-base"
     MODULE_SKIPPED = "module-skipped"
     MATCHED_BY_SUFFIX = "matched-by-suffix"
-    MODULE_AMBIGUOUS = "module-ambiguous"
     BIAS_NOT_IN_BASE = "bias-not-in-base"
     TIED_WEIGHTS = "tied-weights"
     TIE_RUNTIME = "tie-runtime"
@@ -167,7 +166,6 @@ class Code(StrEnum):
     WRITTEN_AS_LORA = "written-as-lora"
     DORA_DIRECTION = "dora-direction"
     INTEGRITY = "integrity"
-    DIFFERENT = "different"
     # the Hub
     NETWORK = "network"
     AUTHENTICATION = "authentication"

@@ -10,6 +10,7 @@ from pathlib import Path
 from adaptool.api.attesting import Attesting
 from adaptool.api.door import Door, Progress
 from adaptool.api.on_base import OnBase
+from adaptool.api.output import Output
 from adaptool.api.writing import Opened, Writing
 from adaptool.engine.algebra import FactorAlgebra
 from adaptool.model.adapter import Adapter
@@ -78,21 +79,15 @@ def resize(
         read = Opened.at(door, Path(adapter), reading)
         target = Path(out) if out is not None else _beside(read.files, "resized")
         made = resized(read.adapter, options, FactorAlgebra(machine), beside.based)
-        written = Writing(
-            "resize",
-            target,
-            machine,
-            overwrite,
-            dry_run,
-            progress,
-            disk or Disk(),
-            Attesting.of(checksum=checksum, provenance=provenance, bom=bom),
-            private,
+        attesting = Attesting.of(checksum=checksum, provenance=provenance, bom=bom)
+        output = Output(
+            target, "resize", machine, overwrite, progress, disk or Disk(), attesting, private
         )
+        writing = Writing.to(output, dry_run=dry_run)
         given = beside.sources([read], decides=False)
-        plan = written.plan(made.adapter, given, options.as_json(), allow_drop, base=beside.names)
+        plan = writing.plan(made.adapter, given, options.as_json(), allow_drop, base=beside.names)
         notes = (*made.adapter.findings, *made.findings)
-        done = written.write(replace(plan, findings=notes))
+        done = writing.write(replace(plan, findings=notes))
     return ResizeResult(
         out=target,
         modules=made.modules,
@@ -153,18 +148,12 @@ def convert(
         initial = inputs[1].adapter if init_adapter is not None else None
         algebra = FactorAlgebra(machine)
         made = converted(first, options, algebra, initial=initial, based=beside.based)
-        written = Writing(
-            "convert",
-            target,
-            machine,
-            overwrite,
-            dry_run,
-            progress,
-            disk or Disk(),
-            Attesting.of(checksum=checksum, provenance=provenance, bom=bom),
-            private,
+        attesting = Attesting.of(checksum=checksum, provenance=provenance, bom=bom)
+        output = Output(
+            target, "convert", machine, overwrite, progress, disk or Disk(), attesting, private
         )
-        plan = written.plan(
+        writing = Writing.to(output, dry_run=dry_run)
+        plan = writing.plan(
             made.adapter,
             beside.sources(inputs, decides=made.through_base),
             options.as_json(),
@@ -174,7 +163,7 @@ def convert(
             base=reading.base,
         )
         notes = (*first.findings, *made.findings, *plan.findings)
-        done = written.write(replace(plan, findings=notes))
+        done = writing.write(replace(plan, findings=notes))
     return ConvertResult(
         out=target,
         source=first.layout,

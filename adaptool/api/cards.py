@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from adaptool.model.plan import Plan
-from adaptool.model.receipt import RECEIPT
 from adaptool.model.results import AdapterSummary, CheckpointSummary
 from adaptool.ops.inspect import inspect_paths
 from adaptool.ops.planned import planned_summary
 from adaptool.remote.card import Facts, Table, Value
 from adaptool.remote.uri import HubUri
-from adaptool.store.addresses import SCHEME, on_the_hub
+from adaptool.store.addresses import is_address, on_the_hub
 from adaptool.store.checkpoint import CONFIG_FILE
 from adaptool.store.disk import amount
 from adaptool.store.journal import read_record
+from adaptool.store.own_files import RECEIPT
 
 _LIBRARIES = {"peft": "peft", "diffusers": "diffusers", "mlx": "mlx"}
 _SHOWN_DIGITS = 12
@@ -111,7 +111,7 @@ class Described:
         """The repositories that the inputs in this role were pulled from."""
         for each in self._inputs(role):
             address = str(each.get("uri") or "")
-            if address.startswith(SCHEME):
+            if is_address(address):
                 yield HubUri.parse(address).repo
 
     def _recipe(self) -> Iterator[tuple[str, str]]:
@@ -123,7 +123,7 @@ class Described:
                 yield str(name), str(version)
 
     def _input_rows(self) -> Iterator[tuple[str, str, str, str]]:
-        for role in ("base", "tuned", "adapter"):
+        for role in ("base", "tuned", "merged", "adapter"):
             for each in self._inputs(role):
                 weight = each.get("weight")
                 shown = f"{weight:.6g}" if isinstance(weight, float | int) else ""

@@ -11,6 +11,7 @@ from pathlib import Path
 from adaptool.api.attesting import Attesting
 from adaptool.api.door import Door, Progress
 from adaptool.api.on_base import OnBase
+from adaptool.api.output import Output
 from adaptool.api.writing import Opened, Writing
 from adaptool.engine.algebra import FactorAlgebra
 from adaptool.model.adapter_results import CombineResult
@@ -78,17 +79,11 @@ def combine(
         ]
         target = Path(out) if out is not None else _default(inputs)
         made = combined([each.adapter for each in inputs], options, algebra, beside.based)
-        writing = Writing(
-            "combine",
-            target,
-            machine,
-            overwrite,
-            dry_run,
-            progress,
-            disk or Disk(),
-            Attesting.of(checksum=checksum, provenance=provenance, bom=bom),
-            private,
+        attesting = Attesting.of(checksum=checksum, provenance=provenance, bom=bom)
+        output = Output(
+            target, "combine", machine, overwrite, progress, disk or Disk(), attesting, private
         )
+        writing = Writing.to(output, dry_run=dry_run)
         given = beside.sources(inputs, decides=made.through_base)
         plan = writing.plan(made.adapter, given, options.as_json(), allow_drop, base=beside.names)
         notes = (*(note for each in inputs for note in each.adapter.findings), *made.findings)

@@ -11,7 +11,9 @@ from typing import TypeVar
 
 from adaptool.errors import AdaptoolError
 from adaptool.findings import Finding
-from adaptool.remote.uri import HubUri, hub_uri
+from adaptool.remote.uri import HubUri
+from adaptool.store.adapter_files import CONFIG_FILE as ADAPTER_CONFIG
+from adaptool.store.addresses import hub_uri
 from adaptool.store.disk import Disk
 from adaptool.store.local import LocalSource
 from adaptool.store.passing import passing_directory
@@ -93,10 +95,10 @@ class Door:
         from adaptool.api.hub import pull
 
         place = HubUri.parse(uri)
-        name = (place.folder or place.repo).rpartition("/")[2]
-        out = passing_directory(self.stack, name)
+        out = passing_directory(self.stack, place.name)
         result = pull(uri, out, allow_pickle=self.allow_pickle)
-        return self._addressed(out, uri, [file.name for file in result.files])
+        names = [file.name for file in result.files if file.name != ADAPTER_CONFIG]
+        return self._addressed(out, uri, names)
 
     def _addressed(self, root: Path, uri: str, names: list[str]) -> Path:
         """What to open of a passing directory: its one file where that is what `uri` names."""

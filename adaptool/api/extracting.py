@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adaptool.api.attesting import Attesting
 from adaptool.api.door import Door, Progress
+from adaptool.api.output import Output
 from adaptool.api.writing import Sources, Writing
 from adaptool.engine.extraction import DifferenceExtractor
 from adaptool.model.adapter_results import ExtractedModule, ExtractResult
@@ -57,17 +58,11 @@ def extract(
         first, second = (stack.enter_context(open_checkpoint(door.path(path))) for path in paths)
         made = extracted(first, second, options, extractor, progress)
         sources = Sources((base_input(first), base_input(second, "tuned")), paths)
-        writing = Writing(
-            "extract",
-            Path(out),
-            machine,
-            overwrite,
-            dry_run,
-            progress,
-            disk or Disk(),
-            Attesting.of(checksum=checksum, provenance=provenance, bom=bom),
-            private,
+        attesting = Attesting.of(checksum=checksum, provenance=provenance, bom=bom)
+        output = Output(
+            Path(out), "extract", machine, overwrite, progress, disk or Disk(), attesting, private
         )
+        writing = Writing.to(output, dry_run=dry_run)
         plan = writing.plan(made.adapter, sources, options.as_json(), layout="peft")
         done = writing.write(replace(plan, findings=made.findings))
     measured = extractor.measured()

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adaptool.api.door import Progress
-from adaptool.errors import ResourceError, UsageError
-from adaptool.findings import Code, Finding
+from adaptool.errors import AdaptoolError, ResourceError, UsageError
+from adaptool.findings import Code, Finding, Severity
 from adaptool.model.hub_results import PullResult, pulled_receipt
-from adaptool.model.receipt import RECEIPT, SUMS, OutputEntry, sums
+from adaptool.model.receipt import OutputEntry, sums
 from adaptool.remote.download import fetch, fetch_document
 from adaptool.remote.hub import Origin, quiet
 from adaptool.remote.selection import Wanted
 from adaptool.remote.survey import survey
-from adaptool.remote.uri import HubUri
+from adaptool.remote.uri import HubUri, check_local
+from adaptool.store.checkpoint import LARGEST_INDEX_BYTES
 from adaptool.store.digest import digest_of_bytes
 from adaptool.store.disk import Disk, amount
-from adaptool.store.documents import encode_json, parse_json_object
+from adaptool.store.documents import encode_json, parse_json_object, read_document
+from adaptool.store.index import parse_index
+from adaptool.store.own_files import LARGEST_RECEIPT, RECEIPT, SUMS
 from adaptool.store.preflight import preflight
+from adaptool.store.safe_names import printable
 from adaptool.store.staging import Staging
+from adaptool.store.weight_files import INDEX_SUFFIX
 
-_LARGEST_RECEIPT = 64 << 20
+_SHOWN = 5
 
 
 def pull(
@@ -51,6 +56,7 @@ def pull(
     adds SHA256SUMS. A run that broke off is taken up by the next one.
     """
     place = HubUri.parse(uri)
+    check_local(Path(out))
     if require_pinned and not place.pinned:
         message = "a branch or tag can move; --require-pinned wants the 40 digits of a commit"
         hint = f"write hf://{place.repo}@COMMIT"
@@ -105,8 +111,9 @@ class _Pulling:
                 staging.put(SUMS, sums(entries))
             body = pulled_receipt(str(self.uri), origin.repo, origin.commit, tuple(entries), made)
             staging.put(RECEIPT, encode_json(body, nonfinite=True))
+            lacking = _lacking_shards(staging.payload, entries, str(self.uri))
             staging.commit()
-            return self.result(origin, entries, staging.findings)
+            return self.result(origin, entries, (*staging.findings, *lacking))
 
     def result(
         self,
@@ -147,9 +154,29 @@ def _refuse_more(uri: HubUri, wanted: Sequence[Wanted], need: int, most: int | N
 
 
 def _their_receipt(origin: Origin, wanted: Wanted) -> dict[str, Any]:
-    raw = fetch_document(origin, wanted.file, limit_bytes=_LARGEST_RECEIPT)
-    file = f"{origin.place}: {wanted.file.path}"
-    return parse_json_object(raw, file=file, nonfinite=True)
+    raw = fetch_document(origin, wanted.file, limit_bytes=LARGEST_RECEIPT)
+    return parse_json_object(raw, file=origin.file(wanted.file.path), nonfinite=True)
+
+
+def _lacking_shards(root: Path, entries: Sequence[OutputEntry], place: str) -> tuple[Finding, ...]:
+    """A warning where the commit itself lacks shards that its index names.
+
+    What else is wrong with an index is for who reads it to say.
+    """
+    names = {entry.name for entry in entries}
+    lacking: set[str] = set()
+    for name in names:
+        if name.endswith(INDEX_SUFFIX):
+            with suppress(AdaptoolError):
+                raw = read_document(root / name, limit_bytes=LARGEST_INDEX_BYTES, what="index")
+                lacking.update({*parse_index(raw, file=name).shards} - names)
+    if not lacking:
+        return ()
+    shown = ", ".join(map(printable, sorted(lacking)[:_SHOWN]))
+    message = f"the repository lacks {len(lacking)} shards that its index names: {shown}"
+    return (
+        Finding(code=Code.SHARD_MISSING, severity=Severity.WARNING, message=message, file=place),
+    )
 
 
 def _expected(wanted: Wanted) -> OutputEntry:

@@ -18,7 +18,6 @@ from adaptool.errors import UsageError
 from adaptool.findings import Code
 from adaptool.model.options import Machine, MergeOptions, Strength
 from adaptool.model.plan import Plan
-from adaptool.model.receipt import RECEIPT
 from adaptool.model.results import MergeResult, VerifyResult
 from adaptool.ops.merge import plan_merge
 from adaptool.ops.parts import opened_parts
@@ -27,8 +26,8 @@ from adaptool.ops.verify import options_of, structure
 from adaptool.store.checkpoint import Checkpoint, open_checkpoint
 from adaptool.store.disk import Disk
 from adaptool.store.documents import read_json_object
+from adaptool.store.own_files import LARGEST_RECEIPT, RECEIPT
 
-LARGEST_RECEIPT = 64 * 1024 * 1024
 BYTES = -1  # verify's tolerance: even -0 for 0 counts
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Self
 
 from adaptool.model.hub_results import pulled_receipt
-from adaptool.model.receipt import RECEIPT, OutputEntry
+from adaptool.model.receipt import OutputEntry
 from adaptool.remote.hub import quiet
 from adaptool.remote.mirror import Rooms, can_be_mirrored, check_room, mirrored
 from adaptool.remote.survey import Survey, survey
 from adaptool.remote.uri import HubUri
 from adaptool.store.disk import Disk
 from adaptool.store.documents import encode_json
+from adaptool.store.own_files import RECEIPT
 from adaptool.store.passing import passing_directory, put_document
 from adaptool.store.source import Source
 
@@ -38,8 +39,7 @@ class Mirror:
         found = survey(uri, allow_pickle=False)
         if not can_be_mirrored(found):
             return None
-        name = (uri.folder or uri.repo).rpartition("/")[2]
-        rooms = Rooms(passing_directory(stack, name), passing_directory(stack, "arrivals"))
+        rooms = Rooms(passing_directory(stack, uri.name), passing_directory(stack, "arrivals"))
         if streamed:
             check_room(found, disk)
         weights = mirrored(found, rooms, disk, streamed=streamed)

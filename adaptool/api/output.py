@@ -34,7 +34,8 @@ from adaptool.remote.upload import (
     refuse_mixture,
     target,
 )
-from adaptool.remote.uri import HubUri, hub_uri
+from adaptool.remote.uri import HubUri
+from adaptool.store.addresses import hub_uri
 from adaptool.store.disk import Disk
 from adaptool.store.passing import check_passing_room, passing_directory
 from adaptool.store.passing_files import PassingFiles
@@ -190,7 +191,8 @@ class Output:
         uri = self.uri
         name = self.out.name if uri is None else uri.repo
         self.attesting.write(written.receipt, name, self.disk, overwrite=self.overwrite)
-        return Delivered(written.outcome, written.findings, _published(pushed))
+        said = () if pushed is None else pushed.findings(str(self.uri))
+        return Delivered(written.outcome, (*written.findings, *said), _published(pushed))
 
     @property
     def _message(self) -> str:

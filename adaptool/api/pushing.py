@@ -10,7 +10,7 @@ from adaptool.model.hub_results import PushResult
 from adaptool.model.receipt import OutputEntry
 from adaptool.remote.hub import client
 from adaptool.remote.upload import Pushed, refuse_mixture, target
-from adaptool.remote.uri import HubUri
+from adaptool.remote.uri import HubUri, check_local
 
 
 def push(
@@ -30,6 +30,7 @@ def push(
     branch moved. The repository is made where there is none. `create_pr` proposes the commit.
     """
     place = HubUri.parse(uri)
+    check_local(Path(path))
     shipment = Shipment.of(Path(path), place)
     if dry_run:
         shipment = shipment if place.folder else shipment.carded(Card(None))
@@ -45,4 +46,6 @@ def push(
 def _result(place: HubUri, shipment: Shipment, pushed: Pushed | None) -> PushResult:
     files = tuple(OutputEntry(file.name, file.size, file.sha256) for file in shipment.files)
     commit, url = (None, None) if pushed is None else (pushed.commit, pushed.url)
-    return PushResult(place.repo, commit, url, files, shipment.findings, dry_run=pushed is None)
+    said = () if pushed is None else pushed.findings(str(place))
+    findings = (*shipment.findings, *said)
+    return PushResult(place.repo, commit, url, files, findings, dry_run=pushed is None)

@@ -17,7 +17,7 @@ from adaptool.ops.belonging import wholes
 from adaptool.ops.inspect import inspect_paths
 from adaptool.ops.integrity import integrity_findings
 from adaptool.ops.validate import validate_path
-from adaptool.remote.uri import as_written, hub_uri
+from adaptool.store.addresses import as_written, hub_uri
 from adaptool.store.disk import Disk
 from adaptool.store.preflight import preflight
 from adaptool.store.safe_names import printable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Self
 
 from adaptool.api.adapters import convert, resize
@@ -34,7 +35,7 @@ from adaptool.model.resize_options import ResizeOptions
 from adaptool.recipes.checking import Judge
 from adaptool.recipes.schema import schema_text, shipped_schema
 from adaptool.recipes.words import Verb
-from adaptool.remote.uri import HubUri
+from adaptool.remote.uri import HubUri, check_local
 from adaptool.runtimes import runtimes
 
 FUNCTIONS = (
@@ -78,7 +79,7 @@ class RecipeVerbs:
 
 
 class RecipeSchema:
-    """The JSON schema of recipes, as text."""
+    """The JSON schema of recipes, as text. No functions: those of this room are the verbs."""
 
     @staticmethod
     def shipped() -> str:
@@ -116,8 +117,19 @@ def _of_convert(values: Mapping[str, Any]) -> None:
     ConvertOptions.of(values["to"], values.get("as_"), *rule, bake=False)
 
 
-def _of_address(values: Mapping[str, Any]) -> None:
+def _of_pull(values: Mapping[str, Any]) -> None:
     HubUri.parse(values["uri"])
+    check_local(Path(values["out"]))
+
+
+def _of_push(values: Mapping[str, Any]) -> None:
+    HubUri.parse(values["uri"])
+    check_local(Path(values["path"]))
+
+
+def _of_files(values: Mapping[str, Any]) -> None:
+    for path in _picked(values, "provenance", "bom", "html").values():
+        check_local(Path(path))
 
 
 def _picked(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -126,18 +138,18 @@ def _picked(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 def _judge(*parts: Judge) -> Judge:
     def judge(values: Mapping[str, Any]) -> None:
-        for part in (*parts, _of_machine):
+        for part in (*parts, _of_machine, _of_files):
             part(values)
 
     return judge
 
 
 _JUDGES: Mapping[str, Judge] = {
-    **{each.__name__: _of_machine for each in FUNCTIONS},
+    **{each.__name__: _judge() for each in FUNCTIONS},
     "resize": _judge(_of_resize),
     "extract": _judge(_of_extract),
     "combine": _judge(_of_combine),
     "convert": _judge(_of_convert),
-    "pull": _judge(_of_address),
-    "push": _judge(_of_address),
+    "pull": _judge(_of_pull),
+    "push": _judge(_of_push),
 }

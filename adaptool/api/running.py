@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +16,7 @@ from adaptool.errors import AdaptoolError, RemoteError
 from adaptool.findings import Code
 from adaptool.model.receipt import versions
 from adaptool.model.run_results import RunResult, StepResult, StepStatus
-from adaptool.recipes.checking import (
-    ReadyStep,
-    is_remote,
-    ready_steps,
-    refuse_outside,
-    refuse_within,
-)
+from adaptool.recipes.checking import ReadyStep, ready_steps, refuse_outside, refuse_within
 from adaptool.recipes.contents import Contents
 from adaptool.recipes.document import read_yaml
 from adaptool.recipes.place import Place
@@ -33,6 +27,7 @@ from adaptool.recipes.words import Result
 from adaptool.remote.hub import client, quiet
 from adaptool.remote.hub import state as repository
 from adaptool.remote.uri import HubUri
+from adaptool.store.addresses import is_address
 from adaptool.store.disk import Disk
 from adaptool.store.folders import make_folder_of
 from adaptool.store.safe_names import printable
@@ -166,7 +161,7 @@ class _Running:
     def _digests(self, paths: Mapping[str, object], options: Mapping[str, Any]) -> dict[str, str]:
         """What lies at each path now: the commit of an address, the digest of a file."""
         return {
-            path: _commit(path, options) if is_remote(path) else self.contents.of(path)
+            path: _commit(path, options) if is_address(path) else self.contents.of(path)
             for path in paths
         }
 
@@ -189,7 +184,8 @@ class _Running:
         try:
             with self.watch(f"{step.name} ({step.verb.name})") as progress:
                 return step.verb.call_with({**given, "progress": progress}, step.values)
-        except AdaptoolError:
+        except AdaptoolError as error:
+            self._explain(error, there, state)
             if step.writes and not any(map(os.path.lexists, {*step.makes} - {*there})):
                 with suppress(AdaptoolError):
                     self._saved(state)
@@ -206,6 +202,13 @@ class _Running:
         if made is None or made == BEGUN or Path(path).is_dir():
             return made is not None
         return self.contents.of(path) == made
+
+    def _explain(self, error: AdaptoolError, there: Sequence[str], state: State) -> None:
+        """Say of an output that is in the way that it was ours and has been edited."""
+        edited = (path for path in there if state.made(path) and not self._may_write(path, state))
+        if error.code is Code.OUTPUT_EXISTS and any(edited):
+            error.message = "was changed since an earlier run of this recipe made it"
+            error.hint = "move it away, or give --overwrite to have it made again"
 
     def _outputs(self, step: ReadyStep, work: Done) -> dict[str, str]:
         """What the step has written."""

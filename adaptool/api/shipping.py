@@ -14,43 +14,50 @@ from adaptool.findings import Finding, Severity
 from adaptool.ops.validate import validate_path
 from adaptool.remote.card import Facts, completed
 from adaptool.remote.download import fetch_document
-from adaptool.remote.outgoing import CARD, Outgoing, outgoing
+from adaptool.remote.outgoing import Outgoing, outgoing
 from adaptool.remote.upload import Pushed, Target, push_files
 from adaptool.remote.uri import HubUri
+from adaptool.store.documents import read_document
+from adaptool.store.model_card import CARD_FILE
 
 _LARGEST_CARD = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """The text of a card that there is, None where there is none, and how it is completed."""
+    """The text of a card that there is, None where there is none, and how it is completed.
+
+    `file` is what errors call it.
+    """
 
     text: str | None
+    file: str = CARD_FILE
 
     @classmethod
     def beside(cls, files: Sequence[Outgoing]) -> Self:
         """The card among local files."""
         for file in files:
-            if file.name == CARD and isinstance(file.content, Path):
-                return cls(file.content.read_text(encoding="utf-8", errors="replace"))
+            if file.name == CARD_FILE and isinstance(file.content, Path):
+                raw = read_document(file.content, limit_bytes=_LARGEST_CARD, what="card")
+                return cls(raw.decode("utf-8", errors="replace"))
         return cls(None)
 
     @classmethod
     def there(cls, goal: Target) -> Self:
         """The card that stands in the repository."""
-        theirs = goal.files.get(CARD)
+        theirs = goal.files.get(CARD_FILE)
         if theirs is None:
             return cls(None)
         raw = fetch_document(goal.origin, theirs, limit_bytes=_LARGEST_CARD)
-        return cls(raw.decode("utf-8", errors="replace"))
+        return cls(raw.decode("utf-8", errors="replace"), goal.origin.file(CARD_FILE))
 
     def check(self) -> None:
         """InputError (exit 3) for front matter that the Hub would refuse."""
-        completed(self.text, Facts({}, "", ()))
+        completed(self.text, Facts({}, "", ()), self.file)
 
     def told(self, facts: Facts) -> str:
         """The text with what it lacks."""
-        return completed(self.text, facts)
+        return completed(self.text, facts, self.file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +85,8 @@ class Shipment:
         """The same with a card: its own, else what is made of `card`."""
         own = Card.beside(self.files)
         text = (card if own.text is None else own).told(self.facts)
-        others = [file for file in self.files if file.name != CARD]
-        files = [*others, Outgoing.made(CARD, text.encode())]
+        others = [file for file in self.files if file.name != CARD_FILE]
+        files = [*others, Outgoing.made(CARD_FILE, text.encode())]
         return replace(self, files=tuple(sorted(files, key=lambda file: file.name)))
 
     def send(self, goal: Target, message: str, progress: Progress | None) -> Pushed:

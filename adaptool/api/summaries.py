@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from adaptool.remote.uri import as_written
+from adaptool.store.addresses import as_written
 from adaptool.store.appending import append_text, check_appendable
 from adaptool.store.disk import Disk
 

@@ -21,7 +21,6 @@ from adaptool.errors import InputError, IntegrityError, MismatchError
 from adaptool.findings import Code
 from adaptool.model.options import Machine, MergeOptions, Precision, Strength
 from adaptool.model.plan import Document, Plan
-from adaptool.model.receipt import RECEIPT
 from adaptool.model.unmerged import UnmergeResult
 from adaptool.ops import unmerge as planning
 from adaptool.ops.merge import Part, plan_merge
@@ -31,10 +30,9 @@ from adaptool.store.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
 from adaptool.store.disk import Disk
 from adaptool.store.documents import read_json_object
 from adaptool.store.local import LocalSource
+from adaptool.store.own_files import LARGEST_RECEIPT, RECEIPT
 from adaptool.store.safe_names import printable
 from adaptool.store.sidecar import SIDECAR, Sidecar, Way, read_sidecar
-
-LARGEST_RECEIPT = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

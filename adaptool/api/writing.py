@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from adaptool.api.attesting import Attesting
 from adaptool.api.door import Door
 from adaptool.api.output import Delivered, Output
 from adaptool.layouts import decode, writable
 from adaptool.model.adapter import Adapter
 from adaptool.model.encoding import Destination
-from adaptool.model.options import Machine
 from adaptool.model.plan import Plan
 from adaptool.model.reading import BaseNames, Reading
 from adaptool.ops.adapter_plan import adapter_plan
 from adaptool.ops.encoding import encoded
 from adaptool.ops.provenance import adapter_input
 from adaptool.store.adapter_files import AdapterFiles, open_adapter
-from adaptool.store.disk import Disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +55,15 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """How an adapter is written; the same for every verb."""
+    """How an adapter is written to an OUT, if at all; the same for every verb."""
 
-    command: str
-    out: Path
-    machine: Machine
-    overwrite: bool
+    output: Output
     dry_run: bool
-    progress: Callable[[int, int], None] | None
-    disk: Disk
-    attesting: Attesting
-    private: bool = False
+
+    @classmethod
+    def to(cls, output: Output, *, dry_run: bool) -> Self:
+        """To this OUT, which may be a single file: an adapter's weights stand alone."""
+        return cls(replace(output, may_be_file=True), dry_run)
 
     def plan(
         self,
@@ -82,7 +77,7 @@ class Writing:
         base: BaseNames | None = None,
     ) -> Plan:
         """The plan of writing `adapter`, in its own layout where that can be written."""
-        name = self._output.file_name
+        name = self.output.file_name
         target = layout or (adapter.layout if adapter.layout in writable() else "peft")
         destination = Destination(name, bake, base)
         body, kept, dropped = encoded(adapter, target, destination, allow_drop)
@@ -96,26 +91,12 @@ class Writing:
             },
             companions=() if name is not None else sources.companions,
         )
-        self._output.check(plan, sources.paths)
+        self.output.check(plan, sources.paths)
         return plan
 
     def write(self, plan: Plan) -> Delivered:
         """Write it, unless this is a dry run; what there is to say of it."""
         if self.dry_run:
-            return Delivered.nothing(self.machine.device, plan.findings)
-        done = self._output.write(plan)
+            return Delivered.nothing(self.output.machine.device, plan.findings)
+        done = self.output.write(plan)
         return replace(done, findings=(*plan.findings, *done.findings))
-
-    @property
-    def _output(self) -> Output:
-        return Output(
-            self.out,
-            self.command,
-            self.machine,
-            self.overwrite,
-            self.progress,
-            self.disk,
-            self.attesting,
-            private=self.private,
-            may_be_file=True,
-        )

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from adaptool.store.addresses import at_commit, repository_of
+
 PACKAGE = "https://pypi.org/project/adaptool"
 
 Receipt = Mapping[str, Any]
@@ -46,7 +48,7 @@ class Material:
             str(entry.get("role", "input")),
             str(entry.get("name", "")),
             tuple(_files(entry)),
-            _repo(uri) if uri is not None else None,
+            repository_of(uri) if uri is not None else None,
             uri,
             entry.get("commit"),
             entry.get("weight"),
@@ -55,7 +57,7 @@ class Material:
     @property
     def pinned(self) -> str | None:
         """The address with the commit in place of a branch."""
-        return f"hf://{self.repo}@{self.commit}" if self.repo and self.commit else self.uri
+        return at_commit(self.uri, self.commit) if self.uri and self.commit else self.uri
 
 
 def materials(receipt: Receipt) -> tuple[Material, ...]:
@@ -73,9 +75,3 @@ def _files(entry: Mapping[str, Any]) -> Iterator[MaterialFile]:
         yield MaterialFile("weights", entry["sha256"])
     for shard in shards:
         yield MaterialFile(shard["name"], shard.get("sha256"), shard.get("fingerprint"))
-
-
-def _repo(uri: str) -> str:
-    """`owner/name` of `hf://owner/name[@revision][/folder]`."""
-    owner, _, rest = uri.removeprefix("hf://").partition("/")
-    return f"{owner}/{rest.partition('/')[0].partition('@')[0]}"

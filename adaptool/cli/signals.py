@@ -14,7 +14,7 @@ from adaptool.errors import Interrupted
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 _IMPORTING = "<frozen importlib._bootstrap>"
 _RETRY_SECONDS = 0.05
-HINT = "run the same command again; a merge goes on where it stopped"
+HINT = "run the same command again; it goes on where it stopped, if it had begun to write"
 
 
 def _leave_now(number: int, _: FrameType | None) -> None:

@@ -16,6 +16,7 @@ from adaptool.model.options import Strength
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,4})?")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _HUB = "hf://"
+_PAGE = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
 
 
 def size(text: str) -> int:
@@ -66,6 +67,10 @@ def device(text: str) -> str:
 
 def artifact(text: str) -> Path:
     """An input: a path of this machine, or `hf://owner/name...`, which is pulled for the run."""
+    page = _PAGE.match(text)
+    if page is not None:
+        message, hint = "is a page of the Hub, no address of an artifact", f"write hf://{page[1]}"
+        raise MismatchError(message, code=Code.UNSUPPORTED, file=text, hint=hint)
     return Path(text) if text.startswith(_HUB) and "\0" not in text else local_path(text)
 
 

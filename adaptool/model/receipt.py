@@ -14,8 +14,6 @@ from typing import Any
 from adaptool.model.plan import Plan
 from adaptool.model.results import MergeStats
 
-RECEIPT = "adaptool.json"
-SUMS = "SHA256SUMS"
 SCHEMA = 1
 
 

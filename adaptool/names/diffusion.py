@@ -175,10 +175,6 @@ def _modules(names: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-_ATTENDING = True
-_PLAIN = False
-
-
 @functools.cache
 def families() -> Mapping[str, Family]:
     """Every architecture by name; where two fit a set of names alike, the first is the likelier."""

@@ -8,8 +8,6 @@ from typing import Any
 
 from adaptool.model.adapter import Adapter
 
-TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
 
 def edited(config: Mapping[str, Any], raw: bytes, edits: Mapping[str, Any]) -> bytes:
     """config.json with `edits` applied; the very bytes where nothing changes.

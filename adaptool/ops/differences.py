@@ -132,7 +132,7 @@ def diff_paths(
 ) -> DiffResult:
     """Compare what lies at two paths; `report` is told (bytes done, bytes in all).
 
-    MismatchError where one is an adapter and the other a checkpoint; else as `inspect_path`.
+    MismatchError where one is an adapter and the other a checkpoint; else as `inspect_paths`.
     """
     with ExitStack() as stack:
         opened = [open_artifact(path) for path in (a, b)]

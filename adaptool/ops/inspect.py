@@ -38,16 +38,6 @@ from adaptool.tuners import tuners
 PROVENANCE = ("peft_type", "peft_version", "task_type", "revision")
 
 
-def inspect_path(
-    path: Path, *, values: ValueReader | None, base: Path | None
-) -> AdapterSummary | CheckpointSummary:
-    """Describe what lies at `path`; `values` reads the weights too, `base` is compared with.
-
-    Errors as in `open_artifact`, `layouts.decode` and `open_checkpoint`.
-    """
-    return inspect_paths([path], values=values, base=base).items[0]
-
-
 def inspect_paths(
     paths: Sequence[Path],
     *,
@@ -57,7 +47,8 @@ def inspect_paths(
 ) -> Inspected:
     """Describe what lies at each path, and with `values` how alike the adapters are.
 
-    `opener` opens the weights files. Errors as in `inspect_path`, those of all paths together.
+    `values` reads the weights too, `base` is compared with, `opener` opens the weights files.
+    Errors as in `open_artifact`, `layouts.decode` and `open_checkpoint`, of all paths together.
     """
     with ExitStack() as stack:
         checkpoint = None

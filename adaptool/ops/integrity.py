@@ -10,9 +10,10 @@ from adaptool.errors import InputError
 from adaptool.findings import Code, Finding, Severity
 from adaptool.store.digest import sha256_of
 from adaptool.store.local import LocalSource
-from adaptool.store.occupied import RECEIPT, SIDECARS
+from adaptool.store.occupied import files_under
+from adaptool.store.own_files import RECEIPT, SIDECARS, SUMS
 from adaptool.store.safe_names import is_safe, printable
-from adaptool.store.sums import SUMS, known_sums
+from adaptool.store.sums import known_sums
 
 _AGAIN = "download it again, or make it again"
 _WEIGHTS = (".safetensors", ".st", ".gguf", ".bin", ".pt")
@@ -60,10 +61,10 @@ def _compared(root: Path, name: str, sums: Mapping[str, str]) -> Iterator[Findin
 
 
 def _unknown(root: Path, known: Mapping[str, object]) -> Iterator[Finding]:
-    for file in sorted(root.iterdir()):
-        if file.suffix in _WEIGHTS and file.name not in {*known, *SIDECARS}:
+    for name, _ in files_under(root):
+        if "/" not in name and name.endswith(_WEIGHTS) and name not in {*known, *SIDECARS}:
             message = "no sha256 of these weights is known"
-            yield _finding(Severity.WARNING, file, message, "was it added later?")
+            yield _finding(Severity.WARNING, root / name, message, "was it added later?")
 
 
 def _finding(severity: Severity, file: Path, message: str, hint: str = _AGAIN) -> Finding:

@@ -14,7 +14,7 @@ from adaptool.store.checkpoint import Checkpoint
 from adaptool.store.digest import digest_of_bytes, fingerprint, known_sha256, sha256_of
 from adaptool.store.journal import read_record
 from adaptool.store.model_card import carried_front
-from adaptool.store.occupied import RECEIPT
+from adaptool.store.own_files import RECEIPT
 from adaptool.store.safe_names import printable
 from adaptool.store.source import Source
 

@@ -17,6 +17,7 @@ from adaptool.ops.reversal import plainly_subtracted
 from adaptool.store.checkpoint import Checkpoint
 from adaptool.store.digest import sha256_of
 from adaptool.store.local import LocalSource
+from adaptool.store.own_files import RECEIPT, listed_outputs
 from adaptool.store.safe_names import check_relative
 from adaptool.store.sidecar import SIDECAR
 from adaptool.store.tensors import TensorRef
@@ -161,10 +162,11 @@ def _approximate() -> Finding:
 
 def check_outputs(receipt: Mapping[str, Any], root: Path) -> None:
     """IntegrityError (exit 9) where a file has not the sha256 that --checksum noted."""
-    for entry in receipt.get("outputs") or ():
-        if not isinstance(entry, dict) or "sha256" not in entry:
+    for entry in listed_outputs(receipt):
+        if "sha256" not in entry:
             continue
-        with LocalSource(root / str(entry.get("name"))) as source:
+        name = check_relative(entry["name"], file=str(root / RECEIPT), field="outputs")
+        with LocalSource(root / name) as source:
             if sha256_of(source) != entry["sha256"]:
                 message = "is not what the merge wrote: its sha256 is another"
                 raise IntegrityError(message, code=Code.INTEGRITY, file=source.name)

@@ -8,8 +8,6 @@ from adaptool.model.module_grid import Arranged, Cell, Grid, Scale, scale_of
 from adaptool.pages.style import COSINE_STEPS, HEAT_STEPS
 from adaptool.pages.text import escaped, number, percent, spread
 
-MOST_TICKS = 12
-
 
 def shared_scale(found: Iterable[Arranged], *, relative: bool) -> Scale | None:
     """One scale for the heatmaps of several adapters, so that they can be compared."""

@@ -14,9 +14,10 @@ from adaptool.findings import Code
 from adaptool.recipes.document import Node, Scalar
 from adaptool.recipes.place import Place, line_of
 from adaptool.recipes.recipe import Recipe, Step
-from adaptool.recipes.values import HUB, paths_in, plain_value, value_of
+from adaptool.recipes.values import paths_in, plain_value, value_of
 from adaptool.recipes.variables import Variables
 from adaptool.recipes.words import Option, Verb
+from adaptool.store.addresses import is_address
 from adaptool.store.safe_names import printable
 
 Judge = Callable[[Mapping[str, Any]], object]
@@ -37,7 +38,12 @@ class ReadyStep:
     @property
     def makes(self) -> tuple[str, ...]:
         """What it writes on this machine."""
-        return tuple(path for path in self.writes if not is_remote(path))
+        return tuple(path for path in self.writes if not is_address(path))
+
+    @property
+    def lands(self) -> tuple[str, ...]:
+        """What is another one when the step is done; a pull request changes no branch."""
+        return () if self.values.get("create_pr") else self.writes
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -129,7 +135,8 @@ class _Reading:
         except AdaptoolError as error:
             word = (error.field or "").lstrip("-")
             place = self.step.place.at(self.step.place.line, word)
-            told = place.refusal(error.message, code=error.code, hint=error.hint, kind=UsageError)
+            message = f"{error.file}: {error.message}" if error.file else error.message
+            told = place.refusal(message, code=error.code, hint=error.hint, kind=UsageError)
             self.errors.append(told)
 
     def _paths(self, values: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -140,7 +147,7 @@ class _Reading:
         for option in self.verb.options.values():
             value = values.get(option.parameter)
             if option.parameter == "uri" and isinstance(value, str):
-                (writes if sends else reads).extend([value] if is_remote(value) else [])
+                (writes if sends else reads).extend([value] if is_address(value) else [])
             else:
                 (writes if option.written else reads).extend(paths_in(value))
         return tuple(reads), tuple(writes)
@@ -152,7 +159,7 @@ def refuse_outside(path: str, written: str, variables: Variables, place: Place) 
     `written` is the text in the recipe: where it begins with a variable from outside, whoever
     starts the recipe has chosen the place.
     """
-    if is_remote(path) or variables.from_outside(written):
+    if is_address(path) or variables.from_outside(written):
         return
     if Path(path).is_absolute() or Path(os.path.normpath(path)).parts[:1] == (os.pardir,):
         message = f"{printable(path, most=200)} lies outside the current directory"
@@ -166,11 +173,6 @@ def refuse_within(state: str, steps: Sequence[ReadyStep], file: str) -> None:
         if any(_is_within(state, written) for written in step.writes):
             message = f"{printable(state, most=200)} lies in what step {step.name} writes"
             raise InputError(message, code=Code.STEP_ORDER, file=file, field="state")
-
-
-def is_remote(path: str) -> bool:
-    """Whether `path` is an address on the Hub."""
-    return path.startswith(HUB)
 
 
 def _unknown(
@@ -199,12 +201,12 @@ def _read_error(
     path: str, step: ReadyStep, steps: Sequence[ReadyStep], number: int
 ) -> AdaptoolError | None:
     for later in steps[number:]:
-        if any(_is_within(path, written) for written in later.writes):
+        if any(_is_within(path, written) for written in later.lands):
             which = "this step itself" if later is step else f"step {later.name}, which comes later"
             message = f"{printable(path, most=200)} is made by {which}"
             return step.place.refusal(message, code=Code.STEP_ORDER)
     made = any(_is_within(path, written) for each in steps[:number] for written in each.writes)
-    if made or is_remote(path) or os.path.lexists(path):
+    if made or is_address(path) or os.path.lexists(path):
         return None
     message = f"{printable(path, most=200)} does not exist, and no earlier step makes it"
     hint = f"paths are relative to the current directory, {printable(str(Path.cwd()), most=200)}"
@@ -223,7 +225,7 @@ def _write_error(path: str, step: ReadyStep, earlier: Sequence[ReadyStep]) -> Ad
 
 def _is_within(path: str, folder: str) -> bool:
     """Whether `path` is `folder` or lies in it, as far as their names say."""
-    if is_remote(path) or is_remote(folder):
+    if is_address(path) or is_address(folder):
         return path == folder
     here, there = (os.path.normpath(Path.cwd() / each) for each in (path, folder))
     return here == there or here.startswith(there.rstrip(os.sep) + os.sep)

@@ -15,9 +15,9 @@ from adaptool.recipes.document import Listed, Mapped, Node, Scalar
 from adaptool.recipes.place import Place
 from adaptool.recipes.variables import Variables
 from adaptool.recipes.words import Kind, Option
+from adaptool.store.addresses import as_written, is_address
 from adaptool.store.safe_names import printable
 
-HUB = "hf://"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _WHOLE = re.compile(r"[-+]?[0-9]{1,18}")
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
@@ -38,26 +38,20 @@ def value_of(option: Option, node: Node, variables: Variables, place: Place) -> 
 def plain_value(value: object) -> Any:  # noqa: ANN401 - any JSON value
     """A value of an option as JSON has it."""
     if isinstance(value, Path):
-        return written_as(value)
+        return as_written(value)
     if isinstance(value, Strength):
-        return {"adapter": written_as(value.path), "weight": value.weight}
+        return {"adapter": as_written(value.path), "weight": value.weight}
     if isinstance(value, tuple):
         return [plain_value(each) for each in value]
     return value
 
 
-def written_as(path: Path) -> str:
-    """A path or an address as it stood in the recipe: pathlib makes one slash of two."""
-    text = str(path)
-    return HUB + text.removeprefix("hf:/") if text.startswith("hf:/") else text
-
-
 def paths_in(value: object) -> tuple[str, ...]:
     """The paths and addresses that a value names."""
     if isinstance(value, Path):
-        return (written_as(value),)
+        return (as_written(value),)
     if isinstance(value, Strength):
-        return (written_as(value.path),)
+        return (as_written(value.path),)
     several = value if isinstance(value, tuple) else ()
     return tuple(path for each in several for path in paths_in(each))
 
@@ -96,7 +90,7 @@ def _text(text: str, place: Place) -> str:
 
 
 def _path(text: str, place: Place) -> Path:
-    if not text or "\0" in text or (_SCHEME.match(text) and not text.startswith(HUB)):
+    if not text or "\0" in text or (_SCHEME.match(text) and not is_address(text)):
         message = f"{printable(text, most=80)!r} is neither a path nor hf://OWNER/NAME"
         raise place.refusal(message)
     return Path(text)

@@ -31,6 +31,7 @@ class HubSource:
     __slots__ = (
         "_arriving",
         "_checked",
+        "_closed",
         "_disk",
         "_file",
         "_local",
@@ -49,7 +50,7 @@ class HubSource:
         self._place, self._disk = place, disk
         self._local: LocalSource | None = None
         self._arriving = Lock()
-        self._wanted = self._read = self._checked = False
+        self._wanted = self._read = self._checked = self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -124,7 +125,8 @@ class HubSource:
                 self._arriving.release()
 
     def close(self) -> None:
-        """Leave."""
+        """Leave for good: an arrival that begins only now breaks off, too."""
+        self._closed = True
         self.leave()
 
     def _bring(self) -> None:
@@ -161,7 +163,7 @@ class HubSource:
         return LocalSource(self._place, self.name)
 
     def _count(self, _: int) -> None:
-        if not self._wanted:
+        if self._closed or not self._wanted:
             message = "nobody waits for it any more"
             raise RemoteError(message, code=Code.NETWORK, file=self.name)
 

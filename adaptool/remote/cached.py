@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from adaptool.errors import RemoteError
 from adaptool.findings import Code
-from adaptool.store.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from adaptool.store.adapter_files import CONFIG_FILE as ADAPTER_CONFIG
+from adaptool.store.adapter_files import WEIGHTS_FILE
+from adaptool.store.checkpoint import CONFIG_FILE, LARGEST_INDEX_BYTES
 from adaptool.store.digest import sha256_of
 from adaptool.store.documents import read_document
 from adaptool.store.index import parse_index
@@ -24,12 +26,11 @@ if TYPE_CHECKING:
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT_OID = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS = (WEIGHTS_SUFFIX, ".gguf", ".bin", ".pt", ".pth", ".st")
-_LARGEST_INDEX = 64 << 20
 # Where the first is, what wrote it has put the second beside it.
 _COMPANIONS = (
-    (WEIGHTS_FILE, CONFIG_FILE),
-    ("model" + WEIGHTS_SUFFIX, "config.json"),
-    ("model" + INDEX_SUFFIX, "config.json"),
+    (WEIGHTS_FILE, ADAPTER_CONFIG),
+    ("model" + WEIGHTS_SUFFIX, CONFIG_FILE),
+    ("model" + INDEX_SUFFIX, CONFIG_FILE),
 )
 
 
@@ -126,7 +127,7 @@ def _needed(here: Mapping[str, Path]) -> Iterator[str]:
 
 
 def _shards(index: Path) -> Sequence[str]:
-    raw = read_document(index, limit_bytes=_LARGEST_INDEX, what="index")
+    raw = read_document(index, limit_bytes=LARGEST_INDEX_BYTES, what="index")
     return parse_index(raw, file=index.name).shards
 
 

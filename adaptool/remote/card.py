@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 from adaptool.errors import InputError
 from adaptool.findings import Code
-from adaptool.remote.outgoing import CARD
 from adaptool.store.addresses import on_the_hub
+from adaptool.store.model_card import CARD_FILE, FRONT
 from adaptool.store.safe_names import printable
 
 Value = str | Sequence[str]
 
-_FRONT = re.compile(r"\A---[ \t]*\r?\n(?P<front>(?:.*\r?\n)*?)---[ \t]*(?:\r?\n|\Z)")
 _PLAIN = re.compile(r"[A-Za-z][\w./-]*")
+# What the client's own reading of metadata ends in, where they are not what it expects.
+_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
 _YAML_WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off"})
 
 
@@ -38,19 +39,19 @@ class Facts:
     tables: Sequence[Table]
 
 
-def completed(text: str | None, facts: Facts) -> str:
+def completed(text: str | None, facts: Facts, file: str = CARD_FILE) -> str:
     """`text` with the keys that its front matter lacks; a card of its own where there is none.
 
-    Nothing that stands there is changed. InputError (exit 3) for front matter that the Hub would
-    refuse: no YAML, or a base model that is a path of some machine.
+    `file` is what errors call it. Nothing that stands there is changed. InputError (exit 3) for
+    front matter that the Hub would refuse: no YAML, or a base model that is a path of some machine.
     """
     if text is None:
         return f"---\n{_yaml(facts.front)}---\n\n{_body(facts)}"
-    match = _FRONT.match(text)
+    match = FRONT.match(text)
     if match is None:
         return f"---\n{_yaml(facts.front)}---\n\n{text}"
-    there = _parsed(match[0])
-    _check_base(there.get("base_model"))
+    there = _parsed(match[0], file)
+    _check_base(there.get("base_model"), file)
     lacking = {key: value for key, value in facts.front.items() if key not in there}
     if "base_model" not in {*there, *facts.front}:
         lacking.pop("base_model_relation", None)
@@ -58,18 +59,19 @@ def completed(text: str | None, facts: Facts) -> str:
     return text[:end] + _yaml(lacking) + text[end:]
 
 
-def _parsed(front: str) -> dict[str, object]:
+def _parsed(front: str, file: str) -> dict[str, object]:
+    import yaml
     from huggingface_hub import ModelCard
 
     try:
         known = vars(ModelCard(front).data)
         return {key: value for key, value in known.items() if value is not None}
-    except (ValueError, TypeError) as error:
+    except (yaml.YAMLError, *_UNREADABLE) as error:
         message, hint = "its front matter cannot be read", "it must be a YAML mapping between ---"
-        raise InputError(message, code=Code.FIELD_VALUE, file=CARD, hint=hint) from error
+        raise InputError(message, code=Code.FIELD_VALUE, file=file, hint=hint) from error
 
 
-def _check_base(base: object) -> None:
+def _check_base(base: object, file: str) -> None:
     bases = base if isinstance(base, list) else [base] if base is not None else []
     for each in bases:
         if not isinstance(each, str) or not on_the_hub(each):
@@ -77,7 +79,7 @@ def _check_base(base: object) -> None:
             raise InputError(
                 message,
                 code=Code.BASE_REFERENCE_UNSAFE,
-                file=CARD,
+                file=file,
                 field="base_model",
                 hint="write owner/name of the base model, or remove the key",
             )

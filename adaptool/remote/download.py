@@ -11,8 +11,8 @@ from adaptool.errors import InputError, IntegrityError
 from adaptool.findings import Code
 from adaptool.remote.failures import cut_short
 from adaptool.remote.hub import Origin, RemoteFile, stream
+from adaptool.store.digest import git_digest
 from adaptool.store.local import LocalSource
-from adaptool.store.safe_names import printable
 
 Count = Callable[[int], None]
 _BLOCK = 1 << 20
@@ -43,10 +43,10 @@ class Bytes(Protocol):
 class _Intake:
     """Bytes in order, into the sink and through the digests."""
 
-    __slots__ = ("_count", "_file", "_git", "_place", "_sha256", "_sink", "position")
+    __slots__ = ("_count", "_file", "_git", "_origin", "_sha256", "_sink", "position")
 
-    def __init__(self, file: RemoteFile, sink: Bytes, count: Count, place: str) -> None:
-        self._file, self._sink, self._count, self._place = file, sink, count, place
+    def __init__(self, origin: Origin, file: RemoteFile, sink: Bytes, count: Count) -> None:
+        self._origin, self._file, self._sink, self._count = origin, file, sink, count
         self.position = 0
         self.restart()
 
@@ -55,8 +55,7 @@ class _Intake:
         self._count(-self.position)
         self.position = 0
         self._sha256 = hashlib.sha256()
-        header = f"blob {self._file.size}\0".encode()
-        self._git = hashlib.sha1(header, usedforsecurity=False)  # git's own name of a file
+        self._git = git_digest(self._file.size)
 
     def take(self, chunk: bytes | memoryview, *, write: bool = True) -> None:
         """The next bytes; IntegrityError where there are more than the commit says."""
@@ -92,7 +91,7 @@ class _Intake:
 
     def refuse(self, what: str) -> NoReturn:
         """Always raises."""
-        file = f"{self._place}: {printable(self._file.path)}"
+        file = self._origin.file(self._file.path)
         hint = "the bytes changed on their way: pull again, and see what stands in between"
         raise IntegrityError(what, code=Code.INTEGRITY, file=file, hint=hint)
 
@@ -105,7 +104,7 @@ def fetch(origin: Origin, file: RemoteFile, sink: Bytes, count: Count) -> str:
     more bytes than the commit says; RemoteError (exit 6) for fewer.
     `count` is told the bytes done, negative where they must be done again.
     """
-    intake = _Intake(file, sink, count, origin.place)
+    intake = _Intake(origin, file, sink, count)
     if _from_cache(origin, file, intake):
         return intake.sha256
     if sink.resumed:
@@ -128,8 +127,7 @@ def fetch_document(origin: Origin, file: RemoteFile, *, limit_bytes: int) -> byt
     """A small file as bytes; InputError where it is larger than `limit_bytes`."""
     if file.size > limit_bytes:
         message = f"has {file.size} bytes, more than {limit_bytes} is no document"
-        where = f"{origin.place}: {printable(file.path)}"
-        raise InputError(message, code=Code.JSON_TOO_LARGE, file=where)
+        raise InputError(message, code=Code.JSON_TOO_LARGE, file=origin.file(file.path))
     sink = _MemorySink(file.path, file.size)
     fetch(origin, file, sink, lambda _: None)
     return bytes(sink.content)
@@ -160,8 +158,7 @@ def _download(origin: Origin, file: RemoteFile, intake: _Intake) -> None:
             intake.restart()
         intake.take(chunk)
     if intake.position < file.size:
-        where = f"{origin.place}: {printable(file.path)}"
-        raise cut_short(where, intake.position, file.size)
+        raise cut_short(origin.file(file.path), intake.position, file.size)
 
 
 def _take_up(intake: _Intake, sink: Bytes) -> None:

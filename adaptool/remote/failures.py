@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from adaptool.errors import RemoteError, without_secrets
 from adaptool.findings import Code
+from adaptool.store.addresses import repository_of
 from adaptool.store.safe_names import printable
 
 if TYPE_CHECKING:
@@ -45,10 +46,17 @@ def told(place: str, *, writing: bool = False) -> Iterator[None]:
         raise RemoteError(message, code=Code.AUTHENTICATION, file=place, hint=hint) from error
     except HfHubHTTPError as error:
         raise refusal(error, place, writing=writing) from error
-    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+        message, hint = "has no address that a request can go to", "HF_ENDPOINT names no Hub"
+        raise RemoteError(message, code=Code.NETWORK, file=place, hint=hint) from error
+    except (httpx.HTTPError, httpx.StreamError, OSError) as error:
         raise unreached(error, place) from error
     except RuntimeError as error:  # the client's upload threads wrap what they meet
         raise _wrapped(error, place, writing=writing) from error
+    except UnicodeEncodeError as error:  # a header takes no such token
+        hint = _log_in(place, writing=writing)
+        message = "the token holds characters that no token has"
+        raise RemoteError(message, code=Code.AUTHENTICATION, file=place, hint=hint) from error
     except (ValueError, KeyError, TypeError) as error:
         message = f"answered in a way that the Hub's client cannot read ({type(error).__name__})"
         hint = "is HF_ENDPOINT the address of a Hub?"
@@ -78,7 +86,7 @@ def refusal(error: HfHubHTTPError, place: str, *, writing: bool = False) -> Remo
     if isinstance(error, GatedRepoError):
         return _gated(place)
     if isinstance(error, RevisionNotFoundError):
-        return _missing(place, "no such revision", "see the branches and tags of the repository")
+        return _missing(place, "no such revision", _revision_hint(place))
     if isinstance(error, RemoteEntryNotFoundError):
         return _missing(place, "no such file in the repository", "see its list of files")
     return _by_status(error, place, writing=writing)
@@ -119,7 +127,7 @@ def _why(error: HfHubHTTPError) -> str:
 
 
 def _gated(place: str) -> RemoteError:
-    repo = _repo(place)
+    repo = repository_of(place)
     message = "is gated, and this account has not been let in"
     hint = f"accept its conditions at https://huggingface.co/{repo}, then use that account's token"
     return RemoteError(message, code=Code.GATED, file=place, hint=hint)
@@ -129,10 +137,15 @@ def _missing(place: str, message: str, hint: str) -> RemoteError:
     return RemoteError(message, code=Code.NOT_FOUND, file=place, hint=hint)
 
 
+def _revision_hint(place: str) -> str:
+    """What could be meant by an address whose branch, tag or commit does not exist."""
+    repo = repository_of(place)
+    revision = place.partition("@")[2]
+    if not revision:
+        return f"it has no branch main; name one: hf://{repo}@BRANCH"
+    slash = "; a / in a branch's name is written %2F" if "/" in revision else ""
+    return f"see the branches and tags of the repository{slash}"
+
+
 def _log_in(place: str, *, writing: bool) -> str:
-    return _LOG_IN.format(what="write to" if writing else "read", repo=_repo(place))
-
-
-def _repo(place: str) -> str:
-    """The repository's name in an address, or in an address with a file's name after a colon."""
-    return "/".join(re.split("[@:]", place.removeprefix("hf://"))[0].split("/")[:2])
+    return _LOG_IN.format(what="write to" if writing else "read", repo=repository_of(place))

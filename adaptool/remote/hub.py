@@ -63,6 +63,10 @@ class Origin:
     commit: str
     place: str
 
+    def file(self, path: str) -> str:
+        """What errors call the file at `path`."""
+        return f"{self.place}: {printable(path)}"
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -140,7 +144,7 @@ def stream(origin: Origin, path: str, start: int) -> Iterator[tuple[int, bytes]]
 
     A server that does not know ranges sends the file from its beginning: offsets then restart at 0.
     """
-    position, failures, place = start, 0, f"{origin.place}: {printable(path)}"
+    position, failures, place = start, 0, origin.file(path)
     while True:
         try:
             with told(place):

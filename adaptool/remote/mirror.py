@@ -7,11 +7,11 @@ a local one finds zeros, which no header and no JSON begins with, so it is refus
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from adaptool.errands import Errands
 from adaptool.remote.arrivals import HubSource
 from adaptool.remote.cached import is_offline
 from adaptool.remote.download import fetch, in_cache
@@ -23,7 +23,7 @@ from adaptool.store.adapter_files import CONFIG_FILE as ADAPTER_CONFIG
 from adaptool.store.checkpoint import CONFIG_FILE, LARGEST_INDEX_BYTES
 from adaptool.store.disk import Disk
 from adaptool.store.local import LocalSource
-from adaptool.store.occupied import RECEIPT, SIDECARS
+from adaptool.store.own_files import RECEIPT, SIDECARS
 from adaptool.store.passing import check_passing_room, put_hollow
 from adaptool.store.safe_names import printable
 from adaptool.store.sink import FileSink
@@ -69,8 +69,9 @@ def mirrored(
         if each.name == RECEIPT:
             continue  # a receipt of what it was made of; where it comes from is said anew
         put_hollow(disk, path, each.file.size)
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="adaptool-headers") as pool:
-        list(pool.map(Parts.begin, parts.values()))
+    with Errands[None]("adaptool-headers", AT_ONCE) as errands:
+        for begun in [errands.send(each.begin) for each in parts.values()]:
+            begun.result()
     return {
         rooms.mirror / each.name: partial(
             HubSource, found.origin, each.file, parts[each.name], rooms.arrivals / each.name, disk

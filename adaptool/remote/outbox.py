@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import wait
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-from adaptool.errors import AdaptoolError, InternalError
-from adaptool.findings import Code, Finding
+from adaptool.errands import Errands
+from adaptool.findings import Finding
 from adaptool.remote.hub import patiently
-from adaptool.remote.outgoing import CARD, Outgoing, digested
+from adaptool.remote.outgoing import Outgoing, digested
 from adaptool.remote.upload import Pushed, Target, Upload
 from adaptool.store.local import LocalSource
+from adaptool.store.model_card import CARD_FILE
 from adaptool.store.passing_files import PassingFiles
 from adaptool.store.sink import FileSink
 from adaptool.store.weight_files import WEIGHTS_SUFFIX
@@ -44,12 +44,23 @@ class Outbox:
     RemoteError (exit 6), where the Hub refuses or the branch moved, leaves the branch as it was.
     """
 
-    __slots__ = ("_broken", "_card", "_files", "_message", "_place", "_sent", "_upload", "pushed")
+    __slots__ = (
+        "_broken",
+        "_card",
+        "_errands",
+        "_files",
+        "_message",
+        "_place",
+        "_sent",
+        "_upload",
+        "pushed",
+    )
 
     def __init__(
         self, goal: Target, files: PassingFiles, message: str, *, card: Card | None
     ) -> None:
         self._broken = threading.Event()
+        self._errands = Errands[bool]("adaptool-upload")
         self._place = goal.origin.place
         self._upload = Upload(goal)
         self._files = files
@@ -61,14 +72,10 @@ class Outbox:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._upload.__exit__(kind, error, trace)
-        self._files.__exit__()
+    def __exit__(self, *_: object) -> None:
+        self._errands.close()
+        self._upload.close()
+        self._files.close()
 
     @property
     def hands_over(self) -> bool:
@@ -118,31 +125,16 @@ class Outbox:
     def commit(self) -> None:
         """Make the one commit, on top of the one that was seen before the first byte."""
         if self._card is not None:
-            self._upload.add(Outgoing.made(CARD, self._card(self.payload).encode()))
+            self._upload.add(Outgoing.made(CARD_FILE, self._card(self.payload).encode()))
         self.pushed = self._upload.commit(self._message)
 
     def _departed(self, file: Outgoing) -> bool:
-        """Upload the file, whether it may be removed; False at once where all is broken off.
-
-        The client cannot be interrupted, so its thread is left to itself then.
-        """
-        outcome: Future[bool] = Future()
-
-        def send() -> None:
-            try:
-                # The work of hours is behind this: what may pass is waited for.
-                outcome.set_result(patiently(lambda: self._upload.send(file), self._place))
-            except (AdaptoolError, OSError, ValueError) as error:
-                outcome.set_exception(error)  # nobody asks where all is broken off
-
-        sender = threading.Thread(target=send, name="adaptool-upload", daemon=True)
-        sender.start()
-        while sender.is_alive() and not self._broken.is_set():
-            sender.join(_POLL_SECONDS)
-        if not outcome.done() and not self._broken.is_set():
-            message = "an upload ended without a result"
-            raise InternalError(message, code=Code.INTERNAL, file=file.name)
-        return outcome.done() and outcome.result()
+        """Upload the file, whether it may be removed; False at once where all is broken off."""
+        # The work of hours is behind this: what may pass is waited for.
+        sent = self._errands.send(lambda: patiently(lambda: self._upload.send(file), self._place))
+        while not (sent.done() or self._broken.is_set()):
+            wait([sent], _POLL_SECONDS)
+        return sent.done() and sent.result()
 
 
 def _is_large(file: Outgoing) -> bool:

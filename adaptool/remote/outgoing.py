@@ -13,22 +13,22 @@ from typing import NoReturn, Self
 from adaptool.errors import AdaptoolError, InputError, gathered
 from adaptool.findings import Code
 from adaptool.remote.failures import TOKEN
-from adaptool.store.adapter_files import CONFIG_FILE, TOKENIZER_FILES
-from adaptool.store.journal import read_record
+from adaptool.store.adapter_files import CONFIG_FILE, TOKENIZER_FILES, config_beside
+from adaptool.store.digest import digest_of_bytes, git_digest
 from adaptool.store.local import LocalSource, unreadable
-from adaptool.store.occupied import RECEIPT, SIDECARS
+from adaptool.store.model_card import CARD_FILE
+from adaptool.store.own_files import SIDECARS, receipt_outputs
 from adaptool.store.placement import OURS
 from adaptool.store.safe_names import is_safe, printable
 from adaptool.store.weight_files import INDEX_SUFFIX, PIPELINE_FILE, WEIGHTS_SUFFIX
 
-CARD = "README.md"
 _CHUNK = 4 << 20
 _OVERLAP = 64  # bytes kept of the chunk before, so that a token cut in two is found
 _LONGEST_HEADER = 100_000_000
 _PICKLES = re.compile(r".*\.(?:bin|pt|pth|ckpt|pkl|pickle|joblib)", re.IGNORECASE)
 _WEIGHTS = (WEIGHTS_SUFFIX, ".st", ".gguf")
 _KNOWN = TOKENIZER_FILES | {
-    *(CONFIG_FILE, PIPELINE_FILE, CARD, "config.json", "generation_config.json"),
+    *(CONFIG_FILE, PIPELINE_FILE, CARD_FILE, "config.json", "generation_config.json"),
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
     *("image_processor.json", "quantize_config.json", "modules.json"),
     *("sentence_bert_config.json", "config_sentence_transformers.json"),
@@ -55,14 +55,15 @@ class Outgoing:
     @classmethod
     def made(cls, name: str, content: bytes) -> Self:
         """A file that was made here."""
-        git = hashlib.sha1(_frame(len(content)) + content, usedforsecurity=False)
-        sha256 = hashlib.sha256(content).hexdigest()
-        return cls(name, len(content), sha256, git.hexdigest(), content)
+        git = git_digest(len(content))
+        git.update(content)
+        return cls(name, len(content), digest_of_bytes(content), git.hexdigest(), content)
 
 
 def outgoing(path: Path) -> tuple[Outgoing, ...]:
     """The files of the artifact at `path`, a directory or one file, sorted by name.
 
+    With one file goes the adapter_config.json beside it, where it has no config of its own.
     InputError (exit 3), carrying all of them, for pickles, tokens, and files that neither a receipt
     accounts for nor any loader of models asks for.
     """
@@ -71,13 +72,15 @@ def outgoing(path: Path) -> tuple[Outgoing, ...]:
         accounted = {path.name}
     else:
         found = sorted(_files(path))
-        accounted = _accounted(path)
+        accounted = {entry["name"] for entry in receipt_outputs(path) or ()}
     errors = [_problem(name, file, accounted) for name, file in found]
     refused = [error for error in errors if error is not None]
     if refused:
         raise gathered(refused)
+    config = None if path.is_dir() else config_beside(path)
+    found += [] if config is None else [(config.name, config)]
     files, leaks = [], list[AdaptoolError]()
-    for name, file in found:
+    for name, file in sorted(found):
         with LocalSource(file) as source:
             files.append(digested(name, source))
             if _holds_token(source, whole=not name.endswith(_WEIGHTS)):
@@ -113,15 +116,8 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
     for folder, folders, names in os.walk(root, onerror=_refuse_folder):
         here = Path(folder).relative_to(root)
         folders[:] = [name for name in folders if here / name != _CLIENTS_OWN]
-        yield from (((here / name).as_posix(), Path(folder, name)) for name in names)
-
-
-def _accounted(root: Path) -> set[str]:
-    """What the receipt says is of this artifact."""
-    receipt = read_record(root / RECEIPT)
-    outputs = receipt.get("outputs") if receipt is not None else None
-    rows = outputs if isinstance(outputs, list) else []
-    return {str(row["name"]) for row in rows if isinstance(row, dict) and "name" in row}
+        kept = (name for name in names if folder != str(root) or name not in _SKIPPED)
+        yield from (((here / name).as_posix(), Path(folder, name)) for name in kept)
 
 
 def _problem(name: str, path: Path, accounted: set[str]) -> AdaptoolError | None:
@@ -146,15 +142,10 @@ def _is_known(name: str) -> bool:
     return "/" not in name and name.endswith((*_WEIGHTS, INDEX_SUFFIX))
 
 
-def _frame(size: int) -> bytes:
-    """What git puts before a file's bytes to name it."""
-    return f"blob {size}\0".encode()
-
-
 def digested(name: str, source: LocalSource) -> Outgoing:
     """The file behind `source`, read once."""
     sha256 = hashlib.sha256()
-    git = hashlib.sha1(_frame(source.size), usedforsecurity=False)
+    git = git_digest(source.size)
     for start in range(0, source.size, _CHUNK):
         chunk = source.read(start, min(_CHUNK, source.size - start))
         sha256.update(chunk)

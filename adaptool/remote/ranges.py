@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import sha256
 from threading import RLock
 from typing import TYPE_CHECKING
 
+from adaptool.errands import Errands
 from adaptool.errors import IntegrityError, RemoteError
 from adaptool.findings import Code
 from adaptool.remote.failures import cut_short, told
 from adaptool.remote.hub import Origin, RemoteFile, answered, patiently
 from adaptool.store.header import LENGTH_BYTES, read_header
-from adaptool.store.safe_names import printable
 from adaptool.store.small_values import MOST_BYTES
 from adaptool.store.source import Source
 
@@ -46,7 +46,7 @@ class Ranges:
 
     def __init__(self, origin: Origin, file: RemoteFile) -> None:
         self._origin, self._file = origin, file
-        self._place = f"{origin.place}: {printable(file.path)}"
+        self._place = origin.file(file.path)
         self._address: str | None = None
 
     def __call__(self, start: int, stop: int) -> bytes:
@@ -218,10 +218,10 @@ class Parts:
         return [span for span in _joined(spans) if self._found(*span) is None]
 
     def _bring(self, spans: list[Span]) -> None:
-        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="adaptool-ranges") as pool:
-            parts = pool.map(lambda span: self._ask(*span), spans)
+        with Errands[bytes]("adaptool-ranges", AT_ONCE) as errands:
+            parts = [errands.send(partial(self._ask, *span)) for span in spans]
             for (start, _), part in zip(spans, parts, strict=True):
-                self._keep(start, part)
+                self._keep(start, part.result())
 
 
 def _joined(spans: Iterable[Span]) -> Iterator[Span]:

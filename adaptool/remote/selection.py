@@ -20,7 +20,8 @@ from adaptool.store.adapter_files import (
     WHOLE_FILES,
 )
 from adaptool.store.companions import stays_behind
-from adaptool.store.occupied import SIDECARS
+from adaptool.store.model_card import CARD_FILE
+from adaptool.store.own_files import SIDECARS
 from adaptool.store.safe_names import check_distinct, check_relative, printable
 from adaptool.store.sidecar import SIDECAR
 from adaptool.store.weight_files import INDEX_SUFFIX, PIPELINE_FILE, WEIGHTS_SUFFIX
@@ -29,6 +30,7 @@ _PICKLES = re.compile(r"(?:pytorch_model|model|adapter_model).*\.(?:bin|pt|pth)(
 _CONSOLIDATED = re.compile(r"consolidated.*")
 _TEXTS = re.compile(r"[^/]+\.(?:json|jinja|model|tiktoken|txt)|README\.md|(?:LICENSE|NOTICE)[^/]*")
 _TRAINING = re.compile(r"trainer_state\.json|.*requirements.*\.txt|.*\.index\.json")
+_LONE = (WEIGHTS_SUFFIX, ".gguf", ".st")  # weights that may stand alone
 _SHOWN = 5
 
 
@@ -51,12 +53,15 @@ def selected(uri: HubUri, files: Sequence[RemoteFile], *, allow_pickle: bool) ->
     for file in files:
         check_relative(file.path, file=place, field="file name")
     found = _below(uri, files)
+    if not files:
+        message, hint = "the repository is empty", "name another branch, or push to it first"
+        raise RemoteError(message, code=Code.NOT_FOUND, file=place, hint=hint)
     if not found:
         message = f"no such file or folder in the repository: {printable(uri.folder)}"
         raise RemoteError(message, code=Code.NOT_FOUND, file=place, hint="see its list of files")
     names = _chosen([each.name for each in found], place, allow_pickle=allow_pickle)
     check_distinct(names, file=place, field="file name")
-    wanted = [each for each in found if each.name in set(names)]
+    wanted = [each for each in found if each.name in set(names)] + _config_beside(uri, files)
     lacking = [each.name for each in wanted if each.file.absent]
     if lacking:
         count = f"{len(wanted) - len(lacking)} of the {len(wanted)} files that are needed"
@@ -70,7 +75,7 @@ def _below(uri: HubUri, files: Iterable[RemoteFile]) -> list[Wanted]:
         return [Wanted(file, file.path) for file in files]
     exact = [file for file in files if file.path == uri.folder]
     if exact:
-        return [Wanted(exact[0], uri.folder.rpartition("/")[2])]
+        return [Wanted(exact[0], uri.name)]
     prefix = f"{uri.folder}/"
     return [
         Wanted(file, file.path.removeprefix(prefix))
@@ -79,8 +84,16 @@ def _below(uri: HubUri, files: Iterable[RemoteFile]) -> list[Wanted]:
     ]
 
 
+def _config_beside(uri: HubUri, files: Iterable[RemoteFile]) -> list[Wanted]:
+    """The adapter's config, which has its scale, beside the one file of weights that is named."""
+    by_path = {file.path: file for file in files}
+    beside = by_path.get(f"{uri.folder.removesuffix(uri.name)}{CONFIG_FILE}")
+    is_weights = uri.folder in by_path and uri.name.endswith((*_LONE, ".bin", ".pt"))
+    return [Wanted(beside, CONFIG_FILE)] if is_weights and beside is not None else []
+
+
 def _chosen(names: Sequence[str], place: str, *, allow_pickle: bool) -> list[str]:
-    if len(names) == 1 and names[0].endswith((WEIGHTS_SUFFIX, ".gguf", ".st")):
+    if len(names) == 1 and names[0].endswith(_LONE):
         return list(names)
     top = [name for name in names if "/" not in name]
     if PIPELINE_FILE in top:
@@ -91,7 +104,7 @@ def _chosen(names: Sequence[str], place: str, *, allow_pickle: bool) -> list[str
         weights = [name for name in top if _PICKLES.fullmatch(name)]
     if not weights:
         _refuse_without_weights(names, top, place)
-    texts = TOKENIZER_FILES | {CONFIG_FILE, "README.md"} if is_adapter else _texts(top)
+    texts = TOKENIZER_FILES | {CONFIG_FILE, CARD_FILE} if is_adapter else _texts(top)
     kept = [name for name in top if name in texts or name in SIDECARS or _is_licence(name)]
     # An unmerge restores every file that the merge had copied.
     copied = [name for name in names if not stays_behind(name)] if SIDECAR in top else []
@@ -146,8 +159,16 @@ def _refuse_without_weights(names: Sequence[str], top: Sequence[str], place: str
         hint = "--allow-pickle pulls them; every command that reads them needs the flag, too"
         raise InputError(message, code=Code.PICKLE_ONLY, file=place, hint=hint)
     message = "no adapter and no model here: no weights in safetensors"
-    inner = _folder_hint(names, place)
+    if any(name.endswith(_LONE) for name in top):
+        message = "holds weights, but none under a name that loaders ask for"
+    inner = _file_hint(top, place) or _folder_hint(names, place)
     raise UsageError(message, code=Code.CHECKPOINT_MISSING, file=place, hint=inner)
+
+
+def _file_hint(top: Sequence[str], place: str) -> str | None:
+    """The weights whose names say not which of them are meant."""
+    found = [f"{place}/{printable(name)}" for name in top if name.endswith(_LONE)]
+    return f"name one of its files: {', '.join(found[:_SHOWN])}" if found else None
 
 
 def _folder_hint(names: Sequence[str], place: str) -> str | None:

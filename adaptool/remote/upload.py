@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from adaptool.errors import IntegrityError, MismatchError, RemoteError, UsageError
-from adaptool.findings import Code
+from adaptool.findings import Code, Finding, Severity
+from adaptool.remote.cached import is_offline
 from adaptool.remote.failures import told
 from adaptool.remote.hub import (
     Origin,
@@ -22,9 +22,10 @@ from adaptool.remote.hub import (
     tree,
     wait_or_raise,
 )
-from adaptool.remote.outgoing import CARD, Outgoing
+from adaptool.remote.outgoing import Outgoing
 from adaptool.remote.uri import HubUri
 from adaptool.store.local import unreadable
+from adaptool.store.model_card import CARD_FILE
 from adaptool.store.safe_names import printable
 from adaptool.store.weight_files import INDEX_SUFFIX, WEIGHTS_SUFFIX
 
@@ -57,6 +58,14 @@ class Pushed:
 
     commit: str
     url: str
+    changed: bool = True
+
+    def findings(self, place: str) -> tuple[Finding, ...]:
+        """What is to be said of it."""
+        if self.changed:
+            return ()
+        what = "the repository holds exactly this already: no new commit was made"
+        return (Finding(code=Code.NOTHING_TO_DO, severity=Severity.NOTE, message=what, file=place),)
 
 
 def check_branch(uri: HubUri) -> None:
@@ -71,11 +80,19 @@ def target(api: HfApi, uri: HubUri, *, private: bool, create_pr: bool) -> Target
 
     MismatchError (exit 4) where it must be private and is public; RemoteError (exit 6) otherwise.
     """
+    from huggingface_hub.errors import RevisionNotFoundError
+
     place = str(uri)
     check_branch(uri)
+    if is_offline():
+        message, hint = "cannot be written to: the Hub's client is offline", "unset HF_HUB_OFFLINE"
+        raise RemoteError(message, code=Code.OFFLINE, file=place, hint=hint)
     try:
         seen = state(api, uri.repo, uri.revision, place)
     except RemoteError as error:
+        if isinstance(error.__cause__, RevisionNotFoundError) and uri.revision is not None:
+            error.hint = f"make it first: hf repos branch create {uri.repo} {uri.revision}"
+            raise
         if error.code is not Code.NOT_FOUND or create_pr or uri.revision is not None:
             raise
         patiently(lambda: _create(api, uri, private=private), place)
@@ -143,12 +160,11 @@ class Upload:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what is open."""
         self._open.close()
 
     def check_permission(self) -> None:
@@ -156,7 +172,7 @@ class Upload:
         from huggingface_hub import CommitOperationAdd
 
         # The Hub is asked how a small text would be stored, which only writers may.
-        asked = CommitOperationAdd(self._goal.name(CARD), b"---\n---\n")
+        asked = CommitOperationAdd(self._goal.name(CARD_FILE), b"---\n---\n")
         patiently(lambda: self._preupload(asked), self._goal.origin.place)
 
     def send(self, file: Outgoing) -> bool:
@@ -258,7 +274,9 @@ def _commit(goal: Target, operations: Sequence[CommitOperationAdd], message: str
             create_pr=goal.create_pr,
             parent_commit=None if goal.create_pr else goal.origin.commit,
         )
-    return Pushed(made.oid, made.pr_url or made.commit_url)
+    # The client makes no commit that changes nothing, and names the one that is there.
+    changed = made.pr_url is not None or made.oid != goal.origin.commit
+    return Pushed(made.oid, made.pr_url or made.commit_url, changed)
 
 
 def _committed(

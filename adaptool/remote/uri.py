@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
+from urllib.parse import unquote
 
-from adaptool.errors import UsageError
+from adaptool.errors import MismatchError, UsageError
 from adaptool.findings import Code
 from adaptool.store.addresses import SCHEME, as_written, hub_uri
 from adaptool.store.safe_names import is_safe, printable
-
-__all__ = ["SCHEME", "HubUri", "as_written", "hub_uri"]
 
 _FORM = "hf://owner/name[@revision][/subfolder]"
 # Revisions that hold slashes. Source: huggingface_hub 2.4, `SPECIAL_REFS_REVISION_REGEX`.
@@ -21,6 +21,8 @@ _URI = re.compile(
     r"(?:/(?P<folder>[^\0]+))?",
     re.ASCII,
 )
+_SPECIAL = re.compile(r"refs/(?:pr|convert)/.+")
+_REVISION = re.compile(r"(?!.*\.\.)[^\s\x00-\x1f\x7f]{1,255}")  # git forbids two dots in a row, too
 _PINNED = re.compile(r"[0-9a-f]{40}")
 _OTHER_KINDS = frozenset({"datasets", "spaces", "buckets", "kernels"})
 
@@ -29,7 +31,8 @@ _OTHER_KINDS = frozenset({"datasets", "spaces", "buckets", "kernels"})
 class HubUri:
     """A place in a model repository; `revision` is None for the default branch.
 
-    `folder` is a path in it, a folder or one file; empty for all of it.
+    `folder` is a path in it, a folder or one file; empty for all of it. A slash in a branch's name
+    is written `%2F`, as huggingface_hub does.
     """
 
     repo: str
@@ -47,7 +50,16 @@ class HubUri:
         if folder and not is_safe(folder):
             message = f"{printable(folder, most=200)!r} is no path in a repository"
             raise UsageError(message, code=Code.USAGE, file=printable(text, most=200))
-        return cls(f"{match['owner']}/{match['name']}", match["revision"], folder)
+        revision = None if match["revision"] is None else unquote(match["revision"])
+        if revision is not None and not _REVISION.fullmatch(revision):
+            message = f"{printable(revision, most=200)!r} is no name of a branch, tag or commit"
+            raise UsageError(message, code=Code.USAGE, file=printable(text, most=200))
+        return cls(f"{match['owner']}/{match['name']}", revision, folder)
+
+    @property
+    def name(self) -> str:
+        """What the artifact is called: the folder or file, else the repository, without a path."""
+        return (self.folder or self.repo).rpartition("/")[2]
 
     @property
     def pinned(self) -> bool:
@@ -55,8 +67,23 @@ class HubUri:
         return self.revision is not None and _PINNED.fullmatch(self.revision) is not None
 
     def __str__(self) -> str:
-        revision = f"@{self.revision}" if self.revision else ""
+        revision = f"@{_written(self.revision)}" if self.revision else ""
         return f"{SCHEME}{self.repo}{revision}{'/' + self.folder if self.folder else ''}"
+
+
+def check_local(path: Path) -> None:
+    """MismatchError (exit 4) for an address where only a path of this machine can stand."""
+    if hub_uri(path) is not None:
+        message = "only a path of this machine can stand here"
+        hint = "pull downloads from hf:// addresses, push sends there"
+        raise MismatchError(message, code=Code.UNSUPPORTED, file=as_written(path), hint=hint)
+
+
+def _written(revision: str) -> str:
+    """The revision as an address has it."""
+    if _SPECIAL.fullmatch(revision):
+        return revision
+    return revision.replace("%", "%25").replace("/", "%2F")
 
 
 def _is_repo(match: re.Match[str]) -> bool:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from adaptool.errors import InputError, UsageError
@@ -85,12 +84,7 @@ class AdapterFiles:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -192,6 +186,19 @@ def _config_of_file(path: Path, header: Header) -> tuple[Mapping[str, Any] | Non
             beside, limit_bytes=LARGEST_CONFIG, what="adapter config", too_large=InputError
         ), beside
     return None, None
+
+
+def config_beside(path: Path) -> Path | None:
+    """The adapter_config.json that the weights file at `path` is read with.
+
+    None where its own metadata holds the config, or there is none. Errors as `read_header`.
+    """
+    beside = path.parent / CONFIG_FILE
+    if path.name.endswith(".gguf") or not beside.exists():
+        return None
+    with LocalSource(path) as source:
+        metadata = read_header(source).metadata
+    return None if any(key in metadata for key in METADATA_KEYS) else beside
 
 
 def config_bytes(config: Mapping[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""`hf://` addresses as they travel in paths, and what can be a name on the Hub."""
+"""`hf://` addresses as they travel in paths and texts, and what can be a name on the Hub."""
 
 from __future__ import annotations
 
@@ -7,7 +7,27 @@ from pathlib import Path
 
 SCHEME = "hf://"
 _SCHEME_AS_PATH = "hf:/"  # pathlib makes one slash of two
+_REVISION = re.compile(r"^@(?:refs/(?:pr|convert)/)?[^/]+")
+_AFTER_NAME = re.compile("[@:/]")
 _ON_THE_HUB = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+
+
+def is_address(text: str) -> bool:
+    """Whether `text`, as the user wrote it, is an address on the Hub."""
+    return text.startswith(SCHEME)
+
+
+def repository_of(address: str) -> str:
+    """`owner/name` of an address; what follows it (@revision, /folder, : file) is not looked at."""
+    owner, _, rest = address.removeprefix(SCHEME).partition("/")
+    return f"{owner}/{_AFTER_NAME.split(rest, maxsplit=1)[0]}"
+
+
+def at_commit(address: str, commit: str) -> str:
+    """The address with this commit in place of the revision; its folder stays."""
+    repository = repository_of(address)
+    rest = address.removeprefix(f"{SCHEME}{repository}")
+    return f"{SCHEME}{repository}@{commit}{_REVISION.sub('', rest, count=1)}"
 
 
 def hub_uri(path: Path) -> str | None:

@@ -20,6 +20,11 @@ def digest_of_bytes(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def git_digest(size: int) -> hashlib._Hash:
+    """The beginning of git's own name of a file of `size` bytes, to be fed with its bytes."""
+    return hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+
+
 def sha256_of(source: Source) -> str:
     """sha256 of everything in `source`, in hexadecimal; reads it once, 4 MiB at a time."""
     digest = hashlib.sha256()

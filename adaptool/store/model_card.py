@@ -8,7 +8,9 @@ from pathlib import Path
 
 CARD_FILE = "README.md"
 _MOST_BYTES = 64 << 10
-_FRONT = re.compile(r"\A---[ \t]*\r?\n(?P<front>.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
+FRONT = re.compile(r"\A---[ \t]*\r?\n(?P<front>(?:.*\r?\n)*?)---[ \t]*(?:\r?\n|\Z)")
+"""What stands between the first two lines of ---, as the Hub takes a card apart."""
+
 _WORD = r"[A-Za-z0-9][\w.+-]*"
 # Plain words and addresses only: whatever else stands there is no licence's name.
 _CARRIED = re.compile(
@@ -25,6 +27,6 @@ def carried_front(root: Path) -> Mapping[str, str]:
             text = file.read(_MOST_BYTES).decode("utf-8", errors="replace")
     except OSError:
         return {}
-    match = _FRONT.match(text)
+    match = FRONT.match(text)
     lines = _CARRIED.finditer(match["front"]) if match else ()
     return {line["key"] or "license_link": line["word"] or line["link"] for line in lines}

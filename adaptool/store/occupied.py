@@ -10,15 +10,11 @@ from pathlib import Path
 from adaptool.errors import OutputError
 from adaptool.findings import Code
 from adaptool.store.disk import identity
-from adaptool.store.journal import read_record
 from adaptool.store.local import unreadable
 from adaptool.store.lock import Publication
+from adaptool.store.own_files import SIDECARS, receipt_outputs
 from adaptool.store.placement import OURS, Placement
 from adaptool.store.safe_names import printable
-
-RECEIPT = "adaptool.json"
-# Written beside the outputs that a receipt lists.
-SIDECARS = frozenset({RECEIPT, "SHA256SUMS", "adaptool.unmerge"})
 
 
 def check_replaceable(placement: Placement, *, overwrite: bool) -> None:
@@ -75,22 +71,24 @@ def _check_accounted(placement: Placement) -> None:
     for name, status in files_under(placement.out, skip=skip):
         size = known.get(name, -1)
         if not stat.S_ISREG(status.st_mode) or size not in {None, status.st_size}:
-            what = f"holds {printable(name)!r}, which no adaptool receipt accounts for"
+            what = f"holds {printable(name)!r}, which {_why_unaccounted(status.st_size, size)}"
             hint = "move what is yours elsewhere, or choose another name"
             raise _refusal(placement.out, what, hint)
 
 
+def _why_unaccounted(size: int, listed: int | None) -> str:
+    if listed is None or listed < 0 or listed == size:
+        return "no adaptool receipt accounts for"
+    return f"was changed since adaptool wrote it: {size} bytes, {listed} in the receipt"
+
+
 def _accounted(out: Path) -> dict[str, int | None]:
     """Names and sizes that the receipt in `out` lists; None for a size that it does not give."""
-    receipt = read_record(out / RECEIPT)
-    if receipt is None:
+    listed = receipt_outputs(out)
+    if listed is None:
         return {}
-    outputs = receipt.get("outputs")
-    listed = [row for row in outputs if isinstance(row, dict)] if isinstance(outputs, list) else []
     known: dict[str, int | None] = {
-        row["name"]: row["bytes"]
-        for row in listed
-        if isinstance(row.get("name"), str) and type(row.get("bytes")) is int
+        row["name"]: row["bytes"] for row in listed if type(row.get("bytes")) is int
     }
     return known | dict.fromkeys(SIDECARS)
 

@@ -20,7 +20,10 @@ def passing_directory(stack: ExitStack, name: str) -> Path:
     OutputError (exit 5) where none can be made.
     """
     try:
-        room = stack.enter_context(tempfile.TemporaryDirectory(prefix="adaptool-"))
+        # A thread that was broken off may still put something there: that is no error of the run.
+        room = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="adaptool-", ignore_cleanup_errors=True)
+        )
         inner = Path(room, name)
         inner.mkdir()
     except OSError as error:

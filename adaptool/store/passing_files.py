@@ -29,6 +29,10 @@ class PassingFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all files."""
         for sink in self._sinks.values():
             sink.abandon()
 

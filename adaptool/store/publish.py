@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 from adaptool.findings import Code, Finding, Severity
 from adaptool.store.disk import Disk
 from adaptool.store.journal import Moves, read_journal
-from adaptool.store.occupied import RECEIPT, files_under
+from adaptool.store.occupied import files_under
+from adaptool.store.own_files import RECEIPT
 from adaptool.store.placement import OURS, Placement
 from adaptool.store.safe_names import printable
 

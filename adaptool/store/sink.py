@@ -73,13 +73,14 @@ class FileSink:
     methods raise OutputError where the disk fails; placing is safe from several threads.
     """
 
-    __slots__ = ("_broken", "_disk", "_file", "_open", "name", "resumed", "size")
+    __slots__ = ("_broken", "_disk", "_file", "_open", "_placed", "name", "resumed", "size")
 
     def __init__(self, disk: Disk, file: OpenFile, name: str, size: int) -> None:
         self._disk = disk
         self._file = file
         self._open = True
         self._broken = False
+        self._placed = False
         self.name = name
         self.size = size
         self.resumed = not file.created and os.fstat(file.fd).st_size > 0
@@ -104,10 +105,16 @@ class FileSink:
         """Whether all that was placed is durable."""
         return not self._open and not self._broken
 
+    @property
+    def holds_work(self) -> bool:
+        """Whether this run or an earlier one has placed anything."""
+        return self._placed or self.resumed
+
     def write(self, offset: int, chunk: memoryview) -> None:
         """Place `chunk` at `offset`."""
         view = chunk.cast("B")
         self._check_seat(offset, view.nbytes)
+        self._placed = True
         if self.resumed:
             self._patch(offset, view)
         else:
@@ -119,6 +126,7 @@ class FileSink:
         Errors of reading are the source's own.
         """
         self._check_seat(offset, length)
+        self._placed = True
         copied = 0
         if isinstance(source, HasDescriptor) and not self.resumed:
             copied = self._copy_in_kernel(source.fd, source_offset, offset, length)

@@ -124,7 +124,7 @@ class Staging:
             if error is not None:  # what went wrong first is what to report
                 cleanup.enter_context(suppress(AdaptoolError))
             cleanup.callback(self._lock.release, keep=self._publishing and not self._committed)
-            if not self._committed and not self._publishing and not _is_resumable(error):
+            if not self._committed and not self._publishing and not self._is_resumable(error):
                 self._disk.rmtree(self.placement.partial)
 
     @property
@@ -190,6 +190,14 @@ class Staging:
         self._disk.fsync_directory(self.placement.home)
         self._disk.rmtree(self.placement.partial)
         self._committed = True
+
+    def _is_resumable(self, error: BaseException | None) -> bool:
+        """Whether the next run can go on: not where the Hub refused before the first byte came."""
+        if isinstance(error, RemoteError) and not self.done:
+            return any(sink.holds_work for sink in self._sinks.values())
+        return error is not None and (
+            isinstance(error, _RESUMABLE) or not isinstance(error, Exception)
+        )
 
     def _prepare(self) -> None:
         settle(self.placement, self._disk)
@@ -284,12 +292,6 @@ class Staging:
         for folder in sorted(parents, key=lambda path: (-len(path.parts), path)):
             self._disk.fsync_directory(folder)
         self._disk.fsync_directory(self.placement.partial)
-
-
-def _is_resumable(error: BaseException | None) -> bool:
-    if error is None:
-        return False
-    return isinstance(error, _RESUMABLE) or not isinstance(error, Exception)
 
 
 def _started_over(partial: Path) -> Finding:

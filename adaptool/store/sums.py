@@ -10,11 +10,9 @@ from pathlib import Path
 from adaptool.errors import InputError
 from adaptool.findings import Code
 from adaptool.store.documents import read_document
-from adaptool.store.journal import read_record
-from adaptool.store.occupied import RECEIPT
+from adaptool.store.own_files import RECEIPT, SUMS, receipt_outputs
 from adaptool.store.safe_names import check_relative, printable
 
-SUMS = "SHA256SUMS"
 _LARGEST = 16 << 20
 # A star instead of the second space says "binary": the bytes are the same here.
 _LINE = re.compile(r"([0-9a-fA-F]{64})(?:  | \*)(.+)")
@@ -50,11 +48,5 @@ def _listed(file: Path) -> Mapping[str, str]:
 
 
 def _received(root: Path) -> Mapping[str, str]:
-    receipt = read_record(root / RECEIPT)
-    outputs = receipt.get("outputs") if receipt is not None else None
-    rows = [row for row in outputs if isinstance(row, dict)] if isinstance(outputs, list) else []
-    return {
-        row["name"]: row["sha256"]
-        for row in rows
-        if isinstance(row.get("name"), str) and isinstance(row.get("sha256"), str)
-    }
+    listed = receipt_outputs(root) or ()
+    return {row["name"]: row["sha256"] for row in listed if isinstance(row.get("sha256"), str)}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adaptool.cli.main import main
+from command_line import ADAPTER
+from hub_stand_in import StandIn, at_hand
 
 
 @pytest.fixture
@@ -25,3 +27,12 @@ def adaptool(capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
         return (out, err) if text else json.loads(out)
 
     return call
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """A Hub with the fixture's adapter on it, and a token that may write there."""
+    with StandIn() as server:
+        server.add("me/adapter", {path.name: path.read_bytes() for path in ADAPTER.iterdir()})
+        at_hand(monkeypatch, server)
+        yield server

@@ -1,7 +1,6 @@
 """Every flag that the contract promises exists and does what it says.
 
-`PROMISED` is the contract's list for the commands that exist; `LATER` are the flags whose feature
-is not there yet, so that giving one is a usage error and not a promise broken in silence.
+`PROMISED` is the contract's list.
 """
 
 from __future__ import annotations
@@ -160,11 +159,6 @@ GIVEN_TO_VERIFY = {
     "--skip-unmatched",
     "--allow-drop",
 }
-LATER: dict[str, set[str]] = {
-    "diff": set(),
-    "inspect": set(),
-    "merge": set(),
-}
 COMMANDS = sorted(PROMISED)
 
 Adaptool = Callable[..., Any]
@@ -187,9 +181,9 @@ def test_every_command_stands_in_the_list() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_command_has_the_flags_it_was_promised_and_no_others(name: str) -> None:
-    """What stands in the contract is there, what is not there yet is on the list for later."""
+    """What stands in the contract is there, and nothing else."""
     more = GIVEN_TO_VERIFY if name == "verify" else set()
-    assert _flags(name) == (PROMISED[name] | more) - LATER.get(name, set())
+    assert _flags(name) == PROMISED[name] | more
 
 
 def test_every_flag_is_used_by_a_test_below() -> None:
@@ -211,14 +205,6 @@ def test_every_flag_is_used_by_a_test_below() -> None:
         for flag in sorted(_flags(name))
         if (name, flag) not in used
     ] == []
-
-
-@pytest.mark.parametrize(
-    ("name", "flag"), [(name, flag) for name, flags in LATER.items() for flag in sorted(flags)]
-)
-def test_flag_that_comes_later_is_refused(name: str, flag: str) -> None:
-    """Exit 2: nobody is left to think that it worked."""
-    assert main([name, "a", "b", "c", flag, "x"]) == 2
 
 
 def _tensors(folder: Path) -> dict[str, Any]:

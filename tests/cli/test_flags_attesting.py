@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +13,17 @@ import pytest
 
 from attestation_judges import check_bom, check_statement
 from command_line import ADAPTER, BASE
-from hub_stand_in import StandIn, at_hand
+from hub_stand_in import StandIn
 
 Adaptool = Callable[..., Any]
 # Files of a commit that are about the others, or the Hub's own.
 OURS = {"README.md", "SHA256SUMS", "adaptool.json", ".gitattributes"}
-# The client hands its upload to its HTTP library in a way that is going away.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
 @pytest.fixture
 def papers(tmp_path: Path) -> tuple[Path, Path]:
     """Where the statement and the BOM go."""
     return tmp_path / "provenance.json", tmp_path / "bom.json"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """The stand-in for the Hub, with the fixture adapter on it."""
-    with StandIn() as server:
-        server.add("me/adapter", {path.name: path.read_bytes() for path in ADAPTER.iterdir()})
-        at_hand(monkeypatch, server)
-        yield server
 
 
 def _read(file: Path) -> Any:

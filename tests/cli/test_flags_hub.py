@@ -7,30 +7,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from command_line import ADAPTER
-from hub_stand_in import StandIn, at_hand
+from hub_stand_in import StandIn
 
 Adaptool = Callable[..., Any]
-# The client hands its upload to its HTTP library in a way that is going away.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 URI = "hf://me/adapter"
 FILES = {path.name: path.read_bytes() for path in ADAPTER.iterdir()}
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """A Hub with the fixture adapter on it."""
-    with StandIn() as server:
-        server.add("me/adapter", FILES)
-        at_hand(monkeypatch, server)
-        yield server
 
 
 def test_pull_json(adaptool: Adaptool, hub: StandIn, tmp_path: Path) -> None:

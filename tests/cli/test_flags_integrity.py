@@ -6,14 +6,14 @@ import hashlib
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from command_line import ADAPTER
-from hub_stand_in import StandIn, at_hand
+from hub_stand_in import StandIn
 
 Adaptool = Callable[..., Any]
 WEIGHTS = "adapter_model.safetensors"
@@ -103,15 +103,6 @@ def test_hostile_receipt_is_a_finding(adaptool: Adaptool, summed: Path) -> None:
     receipt["outputs"].append({"name": "../x", "bytes": 1, "sha256": "0" * 64})
     (summed / "adaptool.json").write_text(json.dumps(receipt))
     assert _found(adaptool("validate", "--checksum", summed, code=1)) == [("error", "small")]
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """The stand-in for the Hub, with the fixture adapter on it."""
-    with StandIn() as server:
-        server.add("me/adapter", {path.name: path.read_bytes() for path in ADAPTER.iterdir()})
-        at_hand(monkeypatch, server)
-        yield server
 
 
 def test_what_was_pulled_has_digests(adaptool: Adaptool, hub: StandIn, tmp_path: Path) -> None:

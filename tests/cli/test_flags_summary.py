@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from command_line import ADAPTER, BASE, run_patched
-from hub_stand_in import StandIn, at_hand
+from hub_stand_in import StandIn
 
 Adaptool = Callable[..., Any]
-# The client hands its upload to its HTTP library in a way that is going away.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
 @pytest.fixture
@@ -25,15 +23,6 @@ def page(tmp_path: Path) -> Path:
     file = tmp_path / "summary.md"
     file.write_text("# Job\n\n")
     return file
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """The stand-in for the Hub, with the fixture adapter on it."""
-    with StandIn() as server:
-        server.add("me/adapter", {path.name: path.read_bytes() for path in ADAPTER.iterdir()})
-        at_hand(monkeypatch, server)
-        yield server
 
 
 def _heads(page: Path) -> list[str]:

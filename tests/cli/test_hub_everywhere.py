@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,17 +111,15 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def hub(
-    artifacts: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    artifacts: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch, passing: Path
 ) -> Iterator[StandIn]:
     """A repository for each artifact; nothing is left in the temporary directory."""
-    (tmp_path / "passing").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "passing"))
+    del passing
     with StandIn() as server:
         for name, folder in artifacts.items():
             server.add(f"me/{name}", {path.name: path.read_bytes() for path in folder.iterdir()})
         at_hand(monkeypatch, server)
         yield server
-    assert list((tmp_path / "passing").iterdir()) == []
 
 
 def _parameters(name: str) -> list[click.Parameter]:

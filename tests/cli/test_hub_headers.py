@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import struct
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,19 +25,17 @@ MEGABYTE = 1_000_000
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, passing: Path) -> Iterator[StandIn]:
     """A Hub with the fixture's adapter and base; temporary directories are seen."""
     from huggingface_hub import constants
 
-    (tmp_path / "passing").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "passing"))
+    del passing
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with StandIn() as server:
         for name, folder in (("me/adapter", ADAPTER), ("me/base", BASE)):
             server.add(name, {path.name: path.read_bytes() for path in folder.iterdir()})
         at_hand(monkeypatch, server)
         yield server
-    assert list((tmp_path / "passing").iterdir()) == []
 
 
 def _json(value: object) -> bytes:

@@ -6,7 +6,6 @@ The Hub is the stand-in of tests/hub_stand_in.py; the client is the real one.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,14 @@ URI = "hf://me/adapter"
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
+def hub(monkeypatch: pytest.MonkeyPatch, passing: Path) -> Iterator[StandIn]:
     """A Hub with the fixture's adapter and base; temporary directories are seen."""
-    (tmp_path / "passing").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "passing"))
+    del passing
     with StandIn() as server:
         for name, folder in (("me/adapter", ADAPTER), ("me/base", BASE)):
             server.add(name, {path.name: path.read_bytes() for path in folder.iterdir()})
         at_hand(monkeypatch, server)
         yield server
-    assert list((tmp_path / "passing").iterdir()) == []
 
 
 def test_inspect_and_validate_take_an_address(adaptool: Adaptool, hub: StandIn) -> None:

@@ -18,9 +18,6 @@ from command_line import ADAPTER, BASE
 from hub_stand_in import StandIn, at_hand
 
 Adaptool = Callable[..., Any]
-# The client hands its upload to its HTTP library in a way that is going away.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
 CARD = b"""---
 license: other
 license_name: "llama3.1"

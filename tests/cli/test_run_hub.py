@@ -13,8 +13,6 @@ from command_line import ADAPTER, ROOT
 from hub_stand_in import StandIn, at_hand
 
 Adaptool = Callable[..., Any]
-# The client hands its upload to its HTTP library in a way that is going away.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 FILES = {path.name: path.read_bytes() for path in ADAPTER.iterdir()}
 RECIPE = """\
 schema: 1

@@ -238,6 +238,17 @@ def test_weights_that_a_checksum_knows_are_checked_before_subtracting(
     assert str(error["file"]).endswith(FIRST)
 
 
+@pytest.mark.parametrize("outputs", [7, "all", [3, {"sha256": "0"}], {"name": FIRST}])
+def test_receipt_that_lists_no_files_is_no_bug_of_ours(
+    outputs: object, pair: Pair, tmp_path: Path
+) -> None:
+    """What is no entry is passed over, as nothing is known of the files then."""
+    merged, receipt = tmp_path / "merged", tmp_path / "merged" / "adaptool.json"
+    done("merge", pair.base, pair.adapter, merged)
+    receipt.write_text(json.dumps({**json.loads(receipt.read_text()), "outputs": outputs}))
+    done("unmerge", merged, pair.adapter, tmp_path / "out")
+
+
 def test_what_is_stored_whole_is_said_before_anything_is_written(tmp_path: Path) -> None:
     """The dry run names the size of tensors that cannot be predicted."""
     pair = write("modules-to-save", tmp_path)

@@ -10,7 +10,7 @@ import pytest
 from adaptool.cli import values
 from adaptool.errors import MismatchError, UsageError
 from adaptool.model.options import Strength
-from adaptool.remote.uri import as_written
+from adaptool.store.addresses import as_written
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,10 @@ The Hub is the stand-in of tests/hub_stand_in.py; the client is the real one.
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,14 +18,11 @@ from typing import NoReturn
 import pytest
 
 from adaptool.remote import hub as remote
-from command_line import ADAPTER, run
+from command_line import ADAPTER, environment, run
 from hub_requests import sha256_of
 from hub_stand_in import READER, TOKEN, Before, Corrupt, Drop, Refuse, StandIn, at_hand
 from hub_stand_in import environment as pointing
 from in_process import ask, done, refused
-
-# The client hands its upload to its HTTP library in a way that is going away.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 FILES = {path.name: path.read_bytes() for path in ADAPTER.iterdir()}
 WEIGHTS = "adapter_model.safetensors"
@@ -271,3 +271,25 @@ def test_token_is_in_no_output_of_a_process(hub: StandIn, tmp_path: Path) -> Non
     assert answer.code == 6
     assert "Traceback" in answer.err
     assert READER not in answer.out + answer.err
+
+
+def test_interrupted_reading_of_headers_is_not_waited_for(hub: StandIn, tmp_path: Path) -> None:
+    """Ctrl-C while a range does not come: exit 130 at once, though the client still waits."""
+    running: list[subprocess.Popen[bytes]] = []
+    ended = threading.Event()
+
+    def stall() -> None:
+        if running[0].poll() is None:
+            running[0].send_signal(signal.SIGINT)
+            ended.wait(120)
+
+    hub.when("GET", f"/resolve/.*{WEIGHTS}", Before(stall), times=9)
+    env = environment({**pointing(hub), "HF_HUB_CACHE": str(tmp_path / "cache")})
+    command = [sys.executable, "-m", "adaptool", "inspect", URI]
+    running.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE))
+    try:
+        _, said = running[0].communicate(timeout=30)  # the client's own patience is 60 seconds
+    finally:
+        ended.set()
+        running[0].kill()
+    assert (running[0].returncode, b"stopped by SIGINT" in said) == (130, True), said

@@ -12,31 +12,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from command_line import ADAPTER, BASE, environment
-from hub_stand_in import READER, TOKEN, Before, Drop, Fault, Lose, Refuse, StandIn, at_hand
+from hub_stand_in import READER, TOKEN, Before, Drop, Fault, Lose, Refuse, StandIn
 from hub_stand_in import environment as pointing
 from in_process import ask, done, refused
-
-# The client hands its upload to its HTTP library in a way that is going away.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 FILES = {path.name: path.read_bytes() for path in ADAPTER.iterdir()}
 OLD = {**FILES, "adapter_config.json": b"{}", "README.md": b"# Mine\n\nText.\n"}
 WEIGHTS = "adapter_model.safetensors"
 URI = "hf://me/adapter"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """A Hub, and a token that may write there."""
-    with StandIn() as server:
-        at_hand(monkeypatch, server, TOKEN)
-        yield server
 
 
 @pytest.fixture
@@ -77,6 +66,18 @@ def test_push_is_one_commit(hub: StandIn) -> None:
     done("push", ADAPTER, URI)
     assert len(repo.commits) == 2
     assert len(hub.asked("POST", "/commit/")) == 1
+
+
+def test_what_the_hub_and_its_client_put_beside_a_download_stays_here(
+    hub: StandIn, local: Path
+) -> None:
+    """A directory that the Hub's client downloaded can be pushed: its own files are left behind."""
+    (local / ".gitattributes").write_text("*.safetensors filter=lfs\n")
+    (local / ".cache" / "huggingface").mkdir(parents=True)
+    (local / ".cache" / "huggingface" / ".gitignore").write_text("*")
+    said = done("push", local, URI, "--json").json
+    assert {row["name"] for row in said["files"]} == {*FILES, "README.md"}
+    assert hub.repos["me/adapter"].files[".gitattributes"] == b""
 
 
 def test_pushing_again_changes_nothing(hub: StandIn) -> None:

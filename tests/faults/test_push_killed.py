@@ -10,32 +10,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
 
 from command_line import ADAPTER, environment
-from hub_stand_in import TOKEN, Before, Refuse, Repo, StandIn, at_hand
+from hub_stand_in import Before, Refuse, Repo, StandIn
 from hub_stand_in import environment as pointing
 from hub_xet import needs_local_store
 from in_process import done, refused
 
-# The client hands its upload to its HTTP library in a way that is going away.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
 FILES = {path.name: path.read_bytes() for path in ADAPTER.iterdir()}
 OLD = {"adapter_model.safetensors": b"old", "README.md": b"# Mine\n"}
 URI = "hf://me/adapter"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """A Hub, and a token that may write there."""
-    with StandIn() as server:
-        at_hand(monkeypatch, server, TOKEN)
-        yield server
 
 
 @pytest.fixture(params=["lfs", "lfs in parts", "xet"])

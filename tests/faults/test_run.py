@@ -125,6 +125,7 @@ def test_file_that_somebody_edited_is_not_overwritten() -> None:
     assert failed is not None
     assert failed.error is not None
     assert (failed.name, failed.error.code, failed.error.exit_code) == ("file", "output-exists", 5)
+    assert "changed since an earlier run" in failed.error.message
     assert Path("build/slim.safetensors").read_bytes() == b"mine"
     assert _done(adaptool.run("r.yaml", overwrite=True)) == ["file"]
 

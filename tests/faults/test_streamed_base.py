@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,10 +33,6 @@ SHARDS, WIDTH = 6, 2048
 SHARD_BYTES = WIDTH * WIDTH * 2
 BASE = "hf://me/base"
 Pair = tuple[Path, Path]
-
-
-# The client's LFS upload of huggingface_hub 2.4, which only the Hub as OUT meets.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
 def shard(place: int) -> str:
@@ -83,17 +78,17 @@ def merged(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pair: Pair) -> Iterator[StandIn]:
+def hub(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, passing: Path, pair: Pair
+) -> Iterator[StandIn]:
     """A Hub that has both, an empty cache, and a place for what passes, empty again afterwards."""
-    (tmp_path / "passing").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "passing"))
+    del passing
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with StandIn() as server:
         for name, folder in (("me/base", pair[0]), ("me/adapter", pair[1])):
             server.add(name, {path.name: path.read_bytes() for path in folder.iterdir()})
         at_hand(monkeypatch, server)
         yield server
-    assert list((tmp_path / "passing").iterdir()) == []
 
 
 class Watch(Disk):

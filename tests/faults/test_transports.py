@@ -8,30 +8,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from command_line import ADAPTER, BASE
 from hub_requests import sha256_of
-from hub_stand_in import TOKEN, Before, Refuse, StandIn, at_hand
+from hub_stand_in import Before, Refuse, StandIn
 from hub_xet import XetStore, needs_local_store
 from in_process import ask, done, refused
 
-# The client hands its upload to its HTTP library in a way that is going away.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
 WEIGHTS = "adapter_model.safetensors"
 URI = "hf://me/adapter"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """A Hub without Xet, and a token that may write there."""
-    with StandIn() as server:
-        at_hand(monkeypatch, server, TOKEN)
-        yield server
 
 
 @pytest.fixture

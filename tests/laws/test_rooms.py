@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "adaptool"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-_FLOOR = frozenset({"errors", "findings", "dtypes", "discovery", "names"})
+_FLOOR = frozenset({"errors", "findings", "dtypes", "discovery", "errands", "names"})
 _STORE = _FLOOR | {"store"}
 _MODEL = _STORE | {"model"}
 _METHODS = frozenset({"tuners", "combinations", "quantizers", "linalg"})
@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "findings": _FLOOR,
     "dtypes": _FLOOR,
     "discovery": frozenset(),
+    "errands": frozenset(),
     "names": _FLOOR,
     "store": _STORE,
     "model": _MODEL,
@@ -56,7 +57,7 @@ BELONGS_TO = {
     "http": {"remote"},
     "httpx": {"remote"},
     "requests": {"remote"},
-    "yaml": {"recipes"},
+    "yaml": {"recipes", "remote"},
     "torch": {"engine", "tuners", "combinations", "quantizers", "linalg", "ops", "layouts", "api"},
     "pickle": set(),
     "marshal": set(),
@@ -186,7 +187,7 @@ def test_third_party_stays_in_its_room(path: Path) -> None:
     assert wrong == []
 
 
-@_inside("errors", "findings", "dtypes", "discovery", "names")
+@_inside("errors", "findings", "dtypes", "discovery", "errands", "names")
 def test_lower_rooms_need_the_standard_library_only(path: Path) -> None:
     """Errors, findings, dtypes and names import nothing from outside."""
     packages = {found.package for found in _imports(path)} - {"adaptool"}

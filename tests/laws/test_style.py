@@ -16,7 +16,7 @@ LONGEST_MODULE = 400
 EMPTY_NAMES = {"utils", "util", "helpers", "helper", "manager", "handler", "common", "misc", "base"}
 # Where every exception ends: the command line's boundary, and a worker thread, which hands it to
 # the main thread. Elsewhere a broad one is caught only to clean up, and raised again.
-MAY_CATCH_ALL = {Path("cli/boundary.py"), Path("engine/run.py"), Path("engine/stretches.py")}
+MAY_CATCH_ALL = {Path("cli/boundary.py"), Path("engine/run.py"), Path("errands.py")}
 BROAD = {"Exception", "BaseException"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -28,6 +28,14 @@ def _assignment(text: str) -> tuple[str, str]:
     return name, value
 
 
+def _once_each(assignments: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    for name, count in Counter(name for name, _ in assignments).items():
+        if count > 1:
+            message = f"{name!r} is given {count} times"
+            raise click.BadParameter(message, param_hint="'--set'")
+    return dict(assignments)
+
+
 def _print_schema(context: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
         from adaptool.api.recipe_verbs import RecipeSchema
@@ -66,7 +74,7 @@ def command(recipe: Path, assignments: tuple[tuple[str, str], ...], **flags: Any
     """
     from adaptool import api
 
-    result = api.run(recipe, set=dict(assignments), watch=byte_bar, **flags)
+    result = api.run(recipe, set=_once_each(assignments), watch=byte_bar, **flags)
     error = result.failed.error if result.failed else None
     return Answer(
         body=result.as_json(),

@@ -10,6 +10,7 @@ import pytest
 from adaptool.attestations.bom import bom
 from adaptool.attestations.materials import materials
 from adaptool.attestations.provenance import provenance
+from adaptool.store.addresses import at_commit
 from attestation_judges import check_bom, check_statement
 
 COMMIT = "3f" * 20
@@ -98,7 +99,7 @@ def test_statement_says_what_was_made_of_what() -> None:
         {"name": "adapter/style/weights", "digest": {"sha256": "d4" * 32}, **one},
         {
             "name": "adapter/style",
-            "uri": f"hf://me/style@{COMMIT}",
+            "uri": f"hf://me/style@{COMMIT}/inner",
             "digest": {"gitCommit": COMMIT},
         },
         {
@@ -157,4 +158,21 @@ def test_bom_of_the_same_receipt_is_the_same() -> None:
 
 def test_address_is_pinned_to_its_commit() -> None:
     """Whatever branch and folder it was pulled from."""
-    assert [each.pinned for each in materials(RECEIPT)] == [None, None, f"hf://me/style@{COMMIT}"]
+    pinned = f"hf://me/style@{COMMIT}/inner"
+    assert [each.pinned for each in materials(RECEIPT)] == [None, None, pinned]
+
+
+@pytest.mark.parametrize(
+    ("address", "pinned"),
+    [
+        ("hf://me/it", f"hf://me/it@{COMMIT}"),
+        ("hf://me/it/a/b", f"hf://me/it@{COMMIT}/a/b"),
+        ("hf://me/it@v1.0/a", f"hf://me/it@{COMMIT}/a"),
+        ("hf://me/it@refs/pr/1/a", f"hf://me/it@{COMMIT}/a"),
+        ("hf://me/it@feature%2Fx", f"hf://me/it@{COMMIT}"),
+        ("hf://me/it/a@b", f"hf://me/it@{COMMIT}/a@b"),
+    ],
+)
+def test_commit_takes_the_place_of_the_revision(address: str, pinned: str) -> None:
+    """The folder stays: it says which of a repository's artifacts was read."""
+    assert at_commit(address, COMMIT) == pinned

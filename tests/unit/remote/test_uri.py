@@ -19,6 +19,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
         ("hf://me/adapter@v1.0", HubUri("me/adapter", "v1.0")),
         ("hf://me/adapter@refs/pr/12", HubUri("me/adapter", "refs/pr/12")),
         (f"hf://me/adapter@{COMMIT}/a/b", HubUri("me/adapter", COMMIT, "a/b")),
+        ("hf://me/adapter@feature%2Fx/a", HubUri("me/adapter", "feature/x", "a")),
         ("hf://me/adapter/checkpoint-5", HubUri("me/adapter", None, "checkpoint-5")),
     ],
 )
@@ -38,6 +39,10 @@ def test_address_is_taken_apart(text: str, expected: HubUri) -> None:
         "hf://datasets/me/adapter",
         "hf://me/adapter@",
         "hf://me/adapter@a b",
+        "hf://me/adapter@a%20b",
+        "hf://me/adapter@..",
+        "hf://me/adapter@a%2F..%2Fb",
+        "hf://me/adapter@a%00",
         "hf://me/adapter/../other",
         "hf://me/adapter/a\\b",
         "hf://me/a--b",
@@ -62,5 +67,6 @@ def test_only_a_whole_commit_is_pinned(revision: str, *, pinned: bool) -> None:
 
 def test_address_is_written_as_it_was_read() -> None:
     """Errors and receipts name the place as the user did."""
-    for text in ("hf://me/adapter", "hf://me/adapter@main/a/b"):
+    branches = ("main/a/b", "feature%2Fx/a", "refs/pr/12/a", "a%252Fb")
+    for text in ("hf://me/adapter", *(f"hf://me/adapter@{branch}" for branch in branches)):
         assert str(HubUri.parse(text)) == text
