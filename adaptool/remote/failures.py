@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ TOKEN = re.compile(rb"hf_[A-Za-z0-9]{20,}")
 
 LONGEST_TOLD = 200
 _LOG_IN = "log in (hf auth login) or set HF_TOKEN to a token that may {what} {repo}"
+_HUB = "https://huggingface.co"
 _AGAIN = "run the same command again: it continues where it stopped"
 
 
@@ -129,7 +131,8 @@ def _why(error: HfHubHTTPError) -> str:
 def _gated(place: str) -> RemoteError:
     repo = repository_of(place)
     message = "is gated, and this account has not been let in"
-    hint = f"accept its conditions at https://huggingface.co/{repo}, then use that account's token"
+    hub = (os.environ.get("HF_ENDPOINT") or _HUB).rstrip("/")
+    hint = f"accept its conditions at {hub}/{repo}, then use that account's token"
     return RemoteError(message, code=Code.GATED, file=place, hint=hint)
 
 

@@ -84,7 +84,7 @@ def test_gated_and_private_repositories_need_the_right_token(
     hub.add("me/gated", FILES, gated=True)
     hub.add("me/private", FILES, private=True)
     error = refused(6, "pull", "hf://me/gated", tmp_path / "gated")
-    assert (error["code"], "huggingface.co/me/gated" in str(error["hint"])) == ("gated", True)
+    assert (error["code"], f"{hub.url}/me/gated" in str(error["hint"])) == ("gated", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     done("pull", "hf://me/gated", tmp_path / "gated")
     done("pull", "hf://me/private", tmp_path / "private")
