@@ -90,6 +90,7 @@ class _Workers:
         self._ready = False
         self.error: BaseException | None = None
         self._stop = False
+        self._ended: set[str] = set()
         self._work: dict[str, _RowWork] = {}
         self._computing: _Computing | None = None
 
@@ -142,6 +143,22 @@ class _Workers:
                     self._fill(job, lane)
         except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
             self.stop(error)
+        finally:
+            del lane
+            with self._changed:
+                self._ended.add(threading.current_thread().name)
+                self._changed.notify_all()
+
+    def wait_for(self, threads: Sequence[threading.Thread]) -> None:
+        """Wait until every thread that was started has left its loop.
+
+        In short steps, so that a signal reaches the main thread at once. `Thread.join` will not
+        do: interrupted, it takes a thread that still computes for ended (CPython 3.11), and the
+        interpreter's end then tears that thread out of torch, which aborts.
+        """
+        with self._changed:
+            while {each.name for each in threads if each.ident is not None} - self._ended:
+                self._changed.wait(POLL_SECONDS)
 
     def _lane(self) -> Lane:
         from adaptool.engine.lane import Lane
@@ -229,10 +246,10 @@ def _filled(
             thread.start()
         made = computing(rows)
         _hand_out(workers, rows, made)
-        _join(started)
+        workers.wait_for(started)
     except BaseException:
         workers.stop()
-        _join(started)
+        workers.wait_for(started)
         raise
     if workers.error is not None:
         raise workers.error
@@ -279,13 +296,6 @@ def forget(source: Source) -> None:
     let_go = getattr(source, "forget", None)
     if let_go is not None:
         let_go()
-
-
-def _join(threads: Sequence[threading.Thread]) -> None:
-    """Wait in short steps, so that a signal reaches the main thread at once."""
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
 
 
 def _read_ahead(rows: Sequence[Row]) -> None:
