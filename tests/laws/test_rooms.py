@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[2] / "adaptool"
-FILES = sorted(PACKAGE.rglob("*.py"))
+from source_files import FILES, PACKAGE, nodes, tree, violations
 
 _FLOOR = frozenset({"errors", "findings", "dtypes", "discovery", "errands", "names"})
 _STORE = _FLOOR | {"store"}
@@ -95,8 +95,9 @@ def _guards_types(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
-def _imports(path: Path) -> Iterator[Import]:
-    yield from _walk(ast.parse(path.read_text()), at_top=True, for_types=False)
+@functools.cache
+def _imports(path: Path) -> tuple[Import, ...]:
+    return tuple(_walk(tree(path), at_top=True, for_types=False))
 
 
 def _walk(node: ast.AST, *, at_top: bool, for_types: bool) -> Iterator[Import]:
@@ -114,96 +115,87 @@ def _walk(node: ast.AST, *, at_top: bool, for_types: bool) -> Iterator[Import]:
         yield from _walk(child, at_top=inner_top, for_types=inner_types)
 
 
-def _ids(path: Path) -> str:
-    return str(path.relative_to(PACKAGE.parent))
+def _inside(*rooms: str) -> list[Path]:
+    return [path for path in FILES if _room(path) in rooms]
 
 
-def _each(files: Iterable[Path]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("path", list(files), ids=_ids)
+def _outside(*rooms: str) -> list[Path]:
+    return [path for path in FILES if _room(path) not in rooms]
 
 
-def _outside(*rooms: str) -> pytest.MarkDecorator:
-    return _each(path for path in FILES if _room(path) not in rooms)
-
-
-def _inside(*rooms: str) -> pytest.MarkDecorator:
-    return _each(path for path in FILES if _room(path) in rooms)
-
-
-@_outside()
-def test_room_imports_only_rooms_it_may(path: Path) -> None:
-    """The table of rooms holds, for lazy imports as well."""
+def _forbidden_rooms(path: Path) -> Iterator[str]:
     room = _room(path)
     allowed = MAY_IMPORT[room] | {room}
-    wrong = [
-        f"line {found.line}: {room} imports {found.target}"
-        for found in _imports(path)
-        if found.package == "adaptool" and found.room not in allowed
-    ]
-    assert wrong == []
+    for found in _imports(path):
+        if found.package == "adaptool" and found.room not in allowed:
+            yield f"line {found.line}: {room} imports {found.target}"
+
+
+def test_room_imports_only_rooms_it_may() -> None:
+    """The table of rooms holds, for lazy imports as well."""
+    assert violations(FILES, _forbidden_rooms) == []
 
 
 def _methods(room: str) -> set[str]:
     """The files of `room` that are a method of their own: those with a declaration."""
-    return {
-        file.stem
-        for file in (PACKAGE / room).glob("*.py")
-        if "DECLARATION" in _assigned(ast.parse(file.read_text()))
-    }
+    return {file.stem for file in (PACKAGE / room).glob("*.py") if "DECLARATION" in _assigned(file)}
 
 
-def _assigned(tree: ast.Module) -> set[str]:
+def _assigned(path: Path) -> set[str]:
     targets = (
         target
-        for node in tree.body
+        for node in tree(path).body
         if isinstance(node, ast.Assign | ast.AnnAssign)
         for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
     )
     return {ast.unparse(target) for target in targets}
 
 
-@_inside("tuners", "combinations", "quantizers")
-def test_method_does_not_import_another(path: Path) -> None:
-    """What two tuners share is a file without a declaration, so that adding one is one file."""
+def _imported_methods(path: Path) -> Iterator[str]:
     room = _room(path)
     others = {f"adaptool.{room}.{name}" for name in _methods(room) - {path.stem}}
-    wrong = [
-        found.target
-        for found in _imports(path)
-        if any(f"{found.target}.".startswith(f"{other}.") for other in others)
-    ]
-    assert wrong == []
+    for found in _imports(path):
+        if any(f"{found.target}.".startswith(f"{other}.") for other in others):
+            yield found.target
 
 
-@_outside()
-def test_third_party_stays_in_its_room(path: Path) -> None:
-    """What draws is in cli, the network in remote, pickle nowhere."""
+def test_method_does_not_import_another() -> None:
+    """What two tuners share is a file without a declaration, so that adding one is one file."""
+    assert violations(_inside("tuners", "combinations", "quantizers"), _imported_methods) == []
+
+
+def _misplaced_packages(path: Path) -> Iterator[str]:
     room = _room(path)
-    wrong = [
-        f"line {found.line}: {room} imports {found.target}"
-        for found in _imports(path)
-        if room not in BELONGS_TO.get(found.package, {room}) and not found.for_types
-    ]
-    assert wrong == []
+    for found in _imports(path):
+        if room not in BELONGS_TO.get(found.package, {room}) and not found.for_types:
+            yield f"line {found.line}: {room} imports {found.target}"
 
 
-@_inside("errors", "findings", "dtypes", "discovery", "errands", "names")
-def test_lower_rooms_need_the_standard_library_only(path: Path) -> None:
+def test_third_party_stays_in_its_room() -> None:
+    """What draws is in cli, the network in remote, pickle nowhere."""
+    assert violations(FILES, _misplaced_packages) == []
+
+
+def _third_parties(path: Path) -> set[str]:
+    return {found.package for found in _imports(path)} - {"adaptool"} - sys.stdlib_module_names
+
+
+def test_lower_rooms_need_the_standard_library_only() -> None:
     """Errors, findings, dtypes and names import nothing from outside."""
-    packages = {found.package for found in _imports(path)} - {"adaptool"}
-    assert packages <= sys.stdlib_module_names
+    lower = _inside("errors", "findings", "dtypes", "discovery", "errands", "names")
+    assert violations(lower, _third_parties) == []
 
 
-@_outside()
-def test_torch_is_never_imported_at_the_top(path: Path) -> None:
-    """Importing torch takes a second and a half: whoever needs it asks late."""
+def _heavy_at_top(path: Path) -> Iterator[str]:
     heavy = {"torch", "numpy", "scipy"}
-    wrong = [
-        f"line {found.line}: {found.target}"
-        for found in _imports(path)
-        if found.package in heavy and found.at_top and not found.for_types
-    ]
-    assert wrong == []
+    for found in _imports(path):
+        if found.package in heavy and found.at_top and not found.for_types:
+            yield f"line {found.line}: {found.target}"
+
+
+def test_torch_is_never_imported_at_the_top() -> None:
+    """Importing torch takes a second and a half: whoever needs it asks late."""
+    assert violations(FILES, _heavy_at_top) == []
 
 
 _WRITING_METHODS = {"write_text", "write_bytes", "touch", "mkdir", "unlink", "rmdir"} | {
@@ -247,25 +239,27 @@ def _mode(call: ast.Call, *, position: int) -> str:
 MAY_OPEN = {Path("cli/boundary.py"): ["os.open(os.devnull, os.O_WRONLY)"]}
 
 
-@_outside("store")
-def test_only_the_store_writes_files(path: Path) -> None:
-    """Outside store/ nothing creates, changes, renames or removes a file."""
-    calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+def _writing_calls(path: Path) -> list[str]:
+    calls = (node for node in nodes(path) if isinstance(node, ast.Call))
     wrong = [ast.unparse(call) for call in calls if _writes(call)]
-    assert wrong == MAY_OPEN.get(path.relative_to(PACKAGE), [])
+    return [] if wrong == MAY_OPEN.get(path.relative_to(PACKAGE)) else wrong
 
 
-@_outside("cli", "__main__")
-def test_core_never_prints(path: Path) -> None:
+def test_only_the_store_writes_files() -> None:
+    """Outside store/ nothing creates, changes, renames or removes a file."""
+    assert violations(_outside("store"), _writing_calls) == []
+
+
+def _printing(path: Path) -> Iterator[str]:
+    for node in nodes(path):
+        named = isinstance(node, ast.Name) and node.id == "print"
+        if named or (isinstance(node, ast.Attribute) and node.attr in {"stdout", "stderr"}):
+            yield f"line {node.lineno}"
+
+
+def test_core_never_prints() -> None:
     """Printing belongs to the command line."""
-    tree = ast.parse(path.read_text())
-    wrong = [
-        f"line {node.lineno}"
-        for node in ast.walk(tree)
-        if (isinstance(node, ast.Name) and node.id == "print")
-        or (isinstance(node, ast.Attribute) and ast.unparse(node) in {"sys.stdout", "sys.stderr"})
-    ]
-    assert wrong == []
+    assert violations(_outside("cli", "__main__"), _printing) == []
 
 
 def test_every_room_has_a_row_in_the_table() -> None:
