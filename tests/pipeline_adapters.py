@@ -23,6 +23,7 @@ from adaptool.model.reading import AS_IT_STANDS, Reading
 from adaptool.ops.adapter_plan import adapter_plan
 from adaptool.store.adapter_files import open_adapter
 from adaptool.store.tensors import TensorRef
+from exact_numbers import exact_normal
 
 HEADERS = Path(__file__).parent / "layouts" / "headers"
 LARGEST = 1 << 20
@@ -79,7 +80,7 @@ def product(b: np.ndarray[Any, Any], a: np.ndarray[Any, Any]) -> np.ndarray[Any,
     """B A as a matrix; of a large one what it makes of two random vectors."""
     left, right = b.reshape(len(b), -1), a.reshape(len(a), -1)
     if left.shape[0] * right.shape[1] > LARGEST:
-        right = right @ np.random.default_rng(0).standard_normal((right.shape[1], 2))
+        right = right @ exact_normal(np.random.default_rng(0), right.shape[1], 2)
     return left @ right
 
 
@@ -89,7 +90,7 @@ def random_file(path: Path, header: str) -> Path:
     rng = np.random.default_rng(7)
     shapes = {name: [size // 64 if size >= 64 else size for size in s] for name, s in facts.items()}
     tensors = {
-        name: rng.standard_normal(shape).astype(np.float16) if shape else np.float32(3)
+        name: exact_normal(rng, *shape).astype(np.float16) if shape else np.float32(3)
         for name, shape in shapes.items()
     }
     save_file({name: np.asarray(value) for name, value in tensors.items()}, path)
@@ -104,8 +105,8 @@ def factors(
     found = {}
     for name, (out, inner, *kernel) in modules.items():
         ones = [1 for _ in kernel]
-        found[f"{name}.lora_{ends[0]}.weight"] = rng.standard_normal((rank, inner, *kernel))
-        found[f"{name}.lora_{ends[1]}.weight"] = rng.standard_normal((out, rank, *ones))
+        found[f"{name}.lora_{ends[0]}.weight"] = exact_normal(rng, rank, inner, *kernel)
+        found[f"{name}.lora_{ends[1]}.weight"] = exact_normal(rng, out, rank, *ones)
     return {name: value.astype(np.float32) for name, value in found.items()}
 
 

@@ -16,6 +16,7 @@ from adaptool.errors import InputError
 from adaptool.layouts import writable
 from adaptool.model.reading import BaseNames, Reading
 from adaptool.names.diffusion import families
+from exact_numbers import exact_normal
 from pipeline_adapters import HEADERS as HEADERS_FOLDER
 from pipeline_adapters import (
     Effect,
@@ -189,11 +190,11 @@ def test_block_diagonal_factors_split_to_their_own_ranks(tmp_path: Path) -> None
     """q, k and v trained apart and stored fused have a third of the fused rank each."""
     h, r = 12, 2
     rng = np.random.default_rng(0)
-    parts = [rng.standard_normal((h, r)).astype(np.float32) for _ in "qkv"]
+    parts = [exact_normal(rng, h, r).astype(np.float32) for _ in "qkv"]
     b = np.zeros((3 * h, 3 * r), np.float32)
     for place, part in enumerate(parts):
         b[place * h : (place + 1) * h, place * r : (place + 1) * r] = part
-    a = rng.standard_normal((3 * r, h)).astype(np.float32)
+    a = exact_normal(rng, 3 * r, h).astype(np.float32)
     stem = "diffusion_model.double_blocks.0.img_attn.qkv"
     tensors = {f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}
     adapter = read(saved(tmp_path / "sparse.safetensors", tensors))
@@ -279,8 +280,8 @@ def test_peft_gets_bias_differences_it_can_scale_and_no_others(tmp_path: Path) -
 def test_lokr_of_a_fused_module_is_split_by_its_blocks(tmp_path: Path) -> None:
     """ai-toolkit writes LoKr under the checkpoint's names: kron(w1, w2), rows of w1 for q, k, v."""
     rng = np.random.default_rng(0)
-    w1 = rng.standard_normal((6, 2)).astype(np.float32)
-    w2 = rng.standard_normal((4, 4)).astype(np.float32)
+    w1 = exact_normal(rng, 6, 2).astype(np.float32)
+    w2 = exact_normal(rng, 4, 4).astype(np.float32)
     stem = "diffusion_model.double_blocks.0.img_attn.qkv"
     tensors = {f"{stem}.lokr_w1": w1, f"{stem}.lokr_w2": w2}
     adapter = read(saved(tmp_path / "lokr.safetensors", tensors))
@@ -328,8 +329,8 @@ def test_xlabs_is_what_diffusers_converts_it_to(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     tensors = {}
     for name, (out, inner) in names.items():
-        tensors[f"{name}.down.weight"] = rng.standard_normal((2, inner)).astype(np.float32)
-        tensors[f"{name}.up.weight"] = rng.standard_normal((out, 2)).astype(np.float32)
+        tensors[f"{name}.down.weight"] = exact_normal(rng, 2, inner).astype(np.float32)
+        tensors[f"{name}.up.weight"] = exact_normal(rng, out, 2).astype(np.float32)
     adapter = read(saved(tmp_path / "xlabs.safetensors", tensors))
     judged = judges._convert_xlabs_flux_lora_to_diffusers(  # noqa: SLF001
         {name: torch.from_numpy(value) for name, value in tensors.items()}
@@ -346,7 +347,7 @@ def _control() -> Tensors:
         shape = list(sizes)
         if name.endswith((".lora_A.weight", ".lora_B.weight")):
             shape[".lora_B." in name] = 2
-        found[name] = rng.standard_normal(shape).astype(np.float32)
+        found[name] = exact_normal(rng, *shape).astype(np.float32)
     return found
 
 

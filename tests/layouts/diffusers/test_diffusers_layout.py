@@ -17,6 +17,7 @@ from peft.tuners.lora import LoraLayer
 from adaptool.errors import InputError
 from adaptool.layouts import diffusers, writable
 from adaptool.store.adapter_files import open_adapter
+from exact_numbers import exact_normal
 from pipeline_adapters import (
     Effect,
     converted,
@@ -131,8 +132,8 @@ def test_old_attention_processors_are_read_as_diffusers_converts_them(tmp_path: 
     tensors = {}
     for name in ("to_q", "to_k", "to_v", "to_out"):
         stem = OLD["unet"].format(f"processor.{name}_lora")
-        tensors[f"{stem}.down.weight"] = rng.standard_normal((2, 16)).astype(np.float32)
-        tensors[f"{stem}.up.weight"] = rng.standard_normal((16, 2)).astype(np.float32)
+        tensors[f"{stem}.down.weight"] = exact_normal(rng, 2, 16).astype(np.float32)
+        tensors[f"{stem}.up.weight"] = exact_normal(rng, 16, 2).astype(np.float32)
     adapter = read(saved(tmp_path / "old.safetensors", tensors))
     expected = convert_unet_state_dict_to_peft(dict(tensors))
     modules = {f"unet.{key.partition('.lora_')[0]}" for key in expected}

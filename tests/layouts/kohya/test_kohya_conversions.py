@@ -18,6 +18,7 @@ from adaptool.findings import Code
 from adaptool.layouts import peft
 from adaptool.model.encoding import Destination
 from adaptool.store.adapter_files import open_adapter
+from exact_numbers import exact_normal
 from pipeline_adapters import (
     Tensors,
     converted,
@@ -38,7 +39,7 @@ def _tucker() -> Tensors:
     rng = np.random.default_rng(9)
     shapes = {"lora_up": (8, 4, 1, 1), "lora_mid": (4, 4, 3, 3), "lora_down": (4, 6, 1, 1)}
     return {
-        f"{CONV}.{name}.weight": rng.standard_normal(shape).astype(np.float32)
+        f"{CONV}.{name}.weight": exact_normal(rng, *shape).astype(np.float32)
         for name, shape in shapes.items()
     }
 

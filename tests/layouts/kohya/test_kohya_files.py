@@ -14,6 +14,7 @@ from adaptool.findings import Code
 from adaptool.layouts import kohya
 from adaptool.model.reading import BaseNames, Reading
 from adaptool.store.adapter_files import open_adapter
+from exact_numbers import exact_normal
 from pipeline_adapters import (
     HEADERS,
     Tensors,
@@ -246,9 +247,9 @@ def _block_diagonal(rank: int, kept: tuple[int, ...] = (0, 1, 2)) -> Tensors:
     rng = np.random.default_rng(5)
     up = np.zeros((24, rank * len(kept)), np.float32)
     for place, part in enumerate(kept):
-        block = rng.standard_normal((8, rank))
+        block = exact_normal(rng, 8, rank)
         up[8 * part : 8 * part + 8, rank * place : rank * place + rank] = block
-    down = rng.standard_normal((rank * len(kept), 8)).astype(np.float32)
+    down = exact_normal(rng, rank * len(kept), 8).astype(np.float32)
     return {f"{flat}.lora_up.weight": up, f"{flat}.lora_down.weight": down}
 
 

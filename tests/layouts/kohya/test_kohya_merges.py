@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from adaptool import api
 from adaptool.errors import MismatchError
 from adaptool.findings import Code
+from exact_numbers import exact_normal
 from pipeline_adapters import Tensors, factors, saved
 
 FILE = "lora.safetensors"
@@ -69,7 +70,7 @@ def _delta(tensors: Tensors, name: str) -> np.ndarray[Any, Any]:
 
 def _base(shapes: dict[str, tuple[int, ...]], path: Path) -> Tensors:
     rng = np.random.default_rng(8)
-    tensors = {name: rng.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+    tensors = {name: exact_normal(rng, *s).astype(np.float32) for name, s in shapes.items()}
     path.parent.mkdir(exist_ok=True)
     save_file(tensors, path)
     return tensors

@@ -18,6 +18,7 @@ from adaptool.model.adapter import Delta
 from adaptool.model.reading import Reading
 from adaptool.store.adapter_files import open_adapter
 from adaptool.tuners import tuners
+from exact_numbers import exact_normal
 from pipeline_adapters import Tensors, effect_of, factors, random_file, read, saved, values
 
 FLAT = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -30,7 +31,7 @@ FILE = "lora.safetensors"
 def _random(shapes: dict[str, tuple[int, ...]], flat: str = FLAT) -> Tensors:
     rng = np.random.default_rng(4)
     return {
-        f"{flat}.{name}": rng.standard_normal(shape).astype(np.float32)
+        f"{flat}.{name}": exact_normal(rng, *shape).astype(np.float32)
         for name, shape in shapes.items()
     }
 

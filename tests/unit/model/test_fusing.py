@@ -14,6 +14,7 @@ from adaptool.model.derived import array, as_float64
 from adaptool.model.fusing import Pair, fused, split
 from adaptool.names.diffusion import Rows
 from adaptool.store.tensors import TensorRef
+from exact_numbers import exact_normal
 from memory_source import MemorySource
 
 Array = np.ndarray[Any, Any]
@@ -37,7 +38,7 @@ def _delta(pair: Pair) -> Array:
 
 def _pair(out: int, rank: int, seed: int, scaling: float = 0.5, dtype: str = "F32") -> Pair:
     rng = np.random.default_rng(seed)
-    a, b = rng.standard_normal((rank, INNER)), rng.standard_normal((out, rank))
+    a, b = exact_normal(rng, rank, INNER), exact_normal(rng, out, rank)
     return Pair(_ref(a, dtype), _ref(b, dtype), scaling)
 
 

@@ -53,9 +53,13 @@ def _oracle(codes: torch.Tensor, state: QuantState) -> torch.Tensor:
     """The library's decoding of the flat weight.
 
     As one row, because its AVX-512 kernel takes the wrong scales where blocks straddle rows.
+    FP4's code 8 is 0 in the table that its other kernels use, and -0 in the one for processors
+    without AVX-512: both are 0 here.
     """
     shape, state.shape = state.shape, torch.Size([1, state.shape.numel()])
     decoded = dequantize_4bit(codes, state).reshape(shape)
+    if state.quant_type == "fp4":
+        decoded += 0.0
     state.shape = shape
     return decoded.reshape(-1, shape[-1])
 
