@@ -2,6 +2,7 @@
 # make test       lint, types and the fast tests
 # make test-all   the same, with the slow tests
 # make bench      time merges, resize, combine against cp and PEFT, and merges from and to a Hub
+# make campaign   N=1000 random cases, judged by PEFT and transformers; SEED=17 replays one
 # make lint       lint and types only
 #
 # PYTHON=python3.12 make ... picks the interpreter; it needs 3.11 or newer.
@@ -19,8 +20,11 @@ FAST := not slow and not gpu and not bench
 ALL := not bench
 JOBS ?= 2
 BENCH_ARGS ?=
+N ?= 1000
+FIRST ?= 0
+SEED ?=
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint bench campaign clean
 
 demo: $(RUNTIME)
 	rm -rf $(DEMO) $(RECIPE)
@@ -46,6 +50,9 @@ bench: $(TESTING)
 	$(BIN)/python tests/benchmarks/merge_speed.py $(BENCH_ARGS)
 	$(BIN)/python tests/benchmarks/adapter_speed.py $(BENCH_ARGS)
 	$(BIN)/python tests/benchmarks/hub_speed.py $(BENCH_ARGS)
+
+campaign: $(TESTING)
+	PYTHONPATH=tests $(BIN)/python -m campaign.run -n $(N) --first $(FIRST) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf $(VENV) build dist
