@@ -97,7 +97,7 @@ def operation_of(rng: random.Random) -> Operation:
         drawn["way"] = rng.choice(("peft", "bake", "lora", "lora of base", "mlx", "mlx", "gguf"))
         drawn["base"] = rng.random() < 0.5
     if verb == "extract":
-        drawn["rank"] = rng.choice((12, 12, 64))
+        drawn["rank"] = rng.choice((12, 16, 64))
     if verb == "diff":
         drawn["way"] = rng.choice(("peft", "bake", "resize", "mlx"))
         drawn["base"] = rng.random() < 0.5
@@ -130,7 +130,7 @@ class Modules:
     def of(cls, model: Any) -> Modules:
         """Sorted by kind, in the model's order."""
         found: dict[str, list[str]] = {field: [] for field in cls.__dataclass_fields__}
-        ends = {id(model.get_output_embeddings()), id(model.get_input_embeddings())}
+        ends = {id(model.get_output_embeddings())}
         for name, module in model.named_modules():
             if name:
                 found[_sort_of(module, ends, name)].append(name)

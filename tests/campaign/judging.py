@@ -77,7 +77,7 @@ def judge(case: Case, folder: Path, adapters: tuple[Trained, ...] | None = None)
     """The outcome of the case; `adapters` in place of those that its seed draws."""
     drawn: tuple[Trained, ...] = ()
     try:
-        base = Base(case, folder / "base")
+        base = _base(case, folder / "base")
         truths = _truths(case, base, folder, adapters)
         drawn = tuple(truth.trained for truth in truths)
         detail = VERBS[case.operation.verb](Scene(case, base, truths, folder))
@@ -90,6 +90,15 @@ def judge(case: Case, folder: Path, adapters: tuple[Trained, ...] | None = None)
     except Wrong as wrong:
         return Outcome("wrong", _where_gone(str(wrong), folder), "", drawn)
     return Outcome("agreed", detail or "", "", drawn)
+
+
+def _base(case: Case, path: Path) -> Base:
+    try:
+        return Base(case, path)
+    except Void:
+        raise
+    except Exception as error:
+        raise Void(f"transformers makes no such base: {type(error).__name__}") from error
 
 
 def _where_gone(text: str, folder: Path) -> str:
