@@ -21,7 +21,8 @@ STORAGE = ("one file", "shards", "shards", "reordered", "module names", "wrongly
 class Trained:
     """An adapter: PEFT's type and options, and how it is saved; `seed` draws its values.
 
-    `vocabulary`: the embeddings are resized to that before.
+    `vocabulary`: the embeddings are resized to that before. `older`: its keys are those of the
+    base's files, as transformers 4 named modules, where these differ.
     """
 
     kind: str
@@ -29,6 +30,7 @@ class Trained:
     seed: int
     save: Options
     vocabulary: int | None = None
+    older: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +168,14 @@ def adapter_of(rng: random.Random, modules: Modules, *, alone: bool) -> Trained:
     """An adapter for a model of these modules; `alone`: it may resize the vocabulary."""
     if rng.random() < 0.22 and modules.linears:
         kind, options = other_tuners.draw(rng, modules)
-        return Trained(kind, options, rng.randrange(1 << 30), {})
+        return Trained(kind, options, rng.randrange(1 << 30), {}, None, rng.random() < 0.2)
     options = _lora(rng, modules)
     save: Options = {}
     if rng.random() < 0.1:
         save["save_embedding_layers"] = rng.random() < 0.7
     resized = alone and rng.random() < 0.07 and bool(modules.embeddings)
-    return Trained("LORA", options, rng.randrange(1 << 30), save, 70 if resized else None)
+    older = rng.random() < 0.2
+    return Trained("LORA", options, rng.randrange(1 << 30), save, 70 if resized else None, older)
 
 
 def _lora(rng: random.Random, modules: Modules) -> Options:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import adaptool
 from adaptool.errors import AdaptoolError, InternalError
 from adaptool.model.options import Strength
+from campaign import older_names
 from campaign.bases import Base, Tensors, Void, load, state_of, tied_groups, untied
 from campaign.drawing import Case, Modules, Trained, adapter_of
 from campaign.forwards import answer
@@ -32,6 +33,7 @@ from campaign.truths import (
 )
 
 TRIES = 6
+NEED_NAMES = {"resize", "combine", "convert", "diff"}  # they write or compare names as they are
 ROUNDING = 1e-4  # of a result that is exact but for float32
 FULL = 64  # at least the smaller side of every matrix of every small model
 
@@ -108,19 +110,43 @@ def _where_gone(text: str, folder: Path) -> str:
 def _truths(
     case: Case, base: Base, folder: Path, adapters: tuple[Trained, ...] | None
 ) -> tuple[Truth, ...]:
+    options = case.operation.options
+    keep = case.operation.verb not in NEED_NAMES or bool(options.get("base"))
     if adapters is not None:
         return tuple(
-            _made(base, trained, folder / f"adapter{place}")
+            _renamed(base, _made(base, trained, folder / f"adapter{place}"), keep=keep)
             for place, trained in enumerate(adapters)
         )
     rng = random.Random(case.seed + 1)
     modules = Modules.of(base.loaded)
-    options = case.operation.options
     count = 1 if options.get("same") else len(options.get("weights", (1.0,)))
-    return tuple(
+    drawn = [
         _drawn(rng, base, modules, folder / f"adapter{place}", alone=count == 1)
         for place in range(count)
-    )
+    ]
+    return tuple(_renamed(base, truth, keep=keep) for truth in drawn)
+
+
+def _renamed(base: Base, truth: Truth, *, keep: bool) -> Truth:
+    """The adapter under older names, where it has any; `keep`: also where PEFT knows them not."""
+    if not truth.trained.older:
+        return truth
+    before = truth.path.with_name(f"{truth.path.name}-new")
+    shutil.copytree(truth.path, before)
+    if older_names.rename(truth.path, older_names.renames_of(base)):
+        if keep or _peft_reads_the_same(base, truth):
+            return truth
+        return replace(truth, path=before, trained=replace(truth.trained, older=False))
+    return replace(truth, trained=replace(truth.trained, older=False))
+
+
+def _peft_reads_the_same(base: Base, truth: Truth) -> bool:
+    try:
+        tuned, problems = peft_reads(base, truth.path, truth.trained.vocabulary)
+        found = answer(tuned)
+    except Exception:  # noqa: BLE001  PEFT refuses in many ways
+        return False
+    return problems <= truth.problems and distance(found, truth.answer, base.answer) < NEAR
 
 
 def _drawn(rng: random.Random, base: Base, modules: Modules, path: Path, *, alone: bool) -> Truth:
