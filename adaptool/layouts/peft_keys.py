@@ -7,15 +7,17 @@ modules share; endings and names are those that tuners declare.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
-from adaptool.errors import InputError
+from adaptool.errors import AdaptoolError, InputError, gathered
 from adaptool.findings import Code
 from adaptool.model.adapter import Replaced
 from adaptool.model.tuner import role_of
 from adaptool.store.adapter_files import AdapterFiles
+from adaptool.store.stored_twice import stored_twice
 from adaptool.store.tensors import TensorRef
 from adaptool.tuners import tuners
 
@@ -36,7 +38,9 @@ _NAMED = re.compile(
     r"\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"\.(?!weight$|bias$)([^.]+)"
 )
-_SAVED = re.compile(r"\.modules_to_save(\.[^.]+)?(?=\.(weight|bias)$)")
+# What PEFT's wrappers put between a module and its parameter.
+SAVED = "modules_to_save"
+ROWS_BASE = "token_adapter.base_layer."
 
 
 @dataclass(slots=True)
@@ -64,6 +68,8 @@ def sort_keys(files: AdapterFiles, config: Mapping[str, Any]) -> Sorted:
     names = _names(str(config["peft_type"]))
     found = Sorted()
     seen: dict[str, str] = {}
+    adapters = _adapter_names(files.tensors)
+    whole: list[Replaced] = []
     for key, ref in files.tensors.items():
         if not key.startswith(PREFIX):
             _sort_shared(found, key, ref, names)
@@ -75,8 +81,15 @@ def sort_keys(files: AdapterFiles, config: Mapping[str, Any]) -> Sorted:
                 message, code=Code.SLOT_TAKEN_TWICE, file=files.source.name, tensor=key
             )
         seen[rest] = key
-        _sort_key(found, rest, ref, names)
+        if not _sort_key(found, rest, ref, names):
+            whole.append(_replaced(rest, ref, adapters))
+    found.replaced += _folded(whole)
     return found
+
+
+def _adapter_names(keys: Iterable[str]) -> frozenset[str]:
+    """Names of adapters that keys may hold; PEFT saves without them, raw state dicts have them."""
+    return frozenset({"default", *(match[2] for key in keys for match in _NAMED.finditer(key))})
 
 
 def _names(peft_type: str) -> _Names:
@@ -96,20 +109,23 @@ def _sort_shared(found: Sorted, key: str, ref: TensorRef, names: _Names) -> None
         found.shared[role] = ref
 
 
-def _sort_key(found: Sorted, rest: str, ref: TensorRef, names: _Names) -> None:
+def _sort_key(found: Sorted, rest: str, ref: TensorRef, names: _Names) -> bool:
+    """Put the tensor in its place; False where it is a whole one of the base's."""
     if rest.endswith("." + ROWS_ENDING):
         found.tokens[rest.removesuffix("." + ROWS_ENDING)] = ref
-        return
+        return True
     if ORIGINAL in rest:
         found.unused.append(ref)
-        return
+        return True
+    rest = rest.replace(ROWS_BASE, "base_layer.")
     module, role = _split(rest, names.endings)
     if role is not None:
         found.roles.setdefault(module, {})[role] = ref
     elif any(_TUNER_WORDS.match(part) for part in rest.split(".")):
         found.leftover.append(ref)
     else:
-        found.replaced.append(_replaced(rest, ref))
+        return False
+    return True
 
 
 def _split(rest: str, endings: Mapping[str, str]) -> tuple[str, str | None]:
@@ -122,7 +138,56 @@ def _split(rest: str, endings: Mapping[str, str]) -> tuple[str, str | None]:
     return rest, None
 
 
-def _replaced(rest: str, ref: TensorRef) -> Replaced:
-    plain = rest.replace(".base_layer.", ".")
-    saved = _SAVED.sub("", plain)
-    return Replaced(saved, ref, copied_base=".base_layer." in rest, saved_module=saved != plain)
+def _replaced(rest: str, ref: TensorRef, adapters: frozenset[str]) -> Replaced:
+    plain = rest.replace(ROWS_BASE, "base_layer.").replace(".base_layer.", ".")
+    saved = _without_wrapper(plain, adapters)
+    copied = ".base_layer." in f".{rest}"
+    return Replaced(saved, ref, copied_base=copied, saved_module=saved != plain)
+
+
+def _without_wrapper(path: str, adapters: frozenset[str]) -> str:
+    """`X.modules_to_save[.ADAPTER].y.weight` as `X.y.weight`."""
+    module, found, inside = path.partition(f".{SAVED}.")
+    if not found:
+        return path
+    first, _, others = inside.partition(".")
+    return f"{module}.{others if others and first in adapters else inside}"
+
+
+def _folded(whole: Iterable[Replaced]) -> list[Replaced]:
+    """One entry for each parameter; InputError, with all others, where names contradict.
+
+    `save_embedding_layers`, a resized vocabulary and `bias="all"` make PEFT write a saved module
+    as `X.weight`, which it loads, and once more as `X.modules_to_save.weight`.
+    """
+    by_parameter: dict[str, list[Replaced]] = {}
+    for item in whole:
+        by_parameter.setdefault(item.parameter, []).append(item)
+    made: list[Replaced] = []
+    errors: list[AdaptoolError] = []
+    for items in by_parameter.values():
+        try:
+            for item in items:
+                _check_filled(item.value)
+            made.append(reduce(_as_one, sorted(items, key=lambda item: item.saved_module)))
+        except InputError as error:
+            errors.append(error)
+    if errors:
+        raise gathered(errors)
+    return made
+
+
+def _check_filled(ref: TensorRef) -> None:
+    if not ref.elements:
+        message = f"shape {list(ref.shape)} holds no element"
+        hint = "ZeRO-3 leaves such tensors where weights are not gathered: save the adapter again"
+        raise InputError(message, code=Code.ZERO_SIZE, file=ref.file, tensor=ref.name, hint=hint)
+
+
+def _as_one(first: Replaced, second: Replaced) -> Replaced:
+    return replace(
+        first,
+        value=stored_twice(first.value, second.value),
+        copied_base=first.copied_base and second.copied_base,
+        saved_module=first.saved_module or second.saved_module,
+    )

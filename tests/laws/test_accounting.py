@@ -10,6 +10,7 @@ import pytest
 import adaptool
 import golden_cases
 from adaptool.layouts import decode
+from adaptool.model.derived import leaves
 from adaptool.model.options import MergeOptions
 from adaptool.model.plan import Plan
 from adaptool.ops.merge import Part, plan_merge
@@ -31,7 +32,7 @@ def _used(plan: Plan, adapter: str) -> set[str]:
     for row in plan.rows:
         refs += [blend.value for blend in row.blends]
         refs += [ref for piece in row.pieces for ref in piece.delta.roles.values()]
-    return {ref.name for ref in refs if ref.file.startswith(adapter)}
+    return {leaf.name for ref in refs if ref.file.startswith(adapter) for leaf in leaves(ref)}
 
 
 def _reported(plan: Plan) -> set[str]:
@@ -52,7 +53,7 @@ def test_every_adapter_tensor_is_in_one_place_after_decoding(made: Made) -> None
     with open_adapter(made.adapter) as files:
         adapter = decode(files)
         names = [ref.name for delta in adapter.deltas for ref in delta.roles.values()]
-        names += [item.value.name for item in adapter.replaced]
+        names += [leaf.name for item in adapter.replaced for leaf in leaves(item.value)]
         names += [ref.name for ref in adapter.leftover]
         names += adapter.dropped
         assert sorted(names) == sorted(files.tensors)
