@@ -167,9 +167,15 @@ class Interrupted(AdaptoolError):
 
 
 def gathered(errors: Sequence[AdaptoolError]) -> AdaptoolError:
-    """The first of several errors, carrying the others (at most 20 in all) for the report."""
-    first = errors[0]
-    first.others = tuple(errors[1:MOST_ERRORS])
+    """The first of several errors, carrying the others (at most 20 in all) for the report.
+
+    What several say word for word is said once: it has one cause.
+    """
+    every: dict[tuple[str, Code, str | None], AdaptoolError] = {}
+    for error in errors:
+        every.setdefault((str(error), error.code, error.hint), error)
+    first, *others = every.values()
+    first.others = tuple(others[: MOST_ERRORS - 1])
     return first
 
 

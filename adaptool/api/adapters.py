@@ -17,8 +17,10 @@ from adaptool.model.adapter import Adapter
 from adaptool.model.adapter_results import ConvertResult, ResizeResult
 from adaptool.model.convert_options import ConvertOptions
 from adaptool.model.options import Machine, OutputDtype, chosen
+from adaptool.model.reading import Told
 from adaptool.model.resize_options import ResizeOptions
 from adaptool.ops.convert import Converted, converted
+from adaptool.ops.encoding import kept_of
 from adaptool.ops.resize import resized
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.disk import Disk
@@ -71,11 +73,12 @@ def resize(
         max_rank,
         chosen(OutputDtype, dtype, "--dtype"),
     )
+    told = _told(alpha, scale, allow_drop, expert_packing)
     machine = Machine(device, threads)
     with ExitStack() as stack:
         door = Door(stack, allow_pickle)
         beside = OnBase.opened(door, base, machine)
-        reading = beside.reading(allow_drop, expert_packing, alpha, scale)
+        reading = told.reading(base=beside.names)
         read = Opened.at(door, Path(adapter), reading)
         target = Path(out) if out is not None else _beside(read.files, "resized")
         made = resized(read.adapter, options, FactorAlgebra(machine), beside.based)
@@ -93,7 +96,7 @@ def resize(
         modules=made.modules,
         relative_error=made.relative_error,
         parameters_before=_parameters(read.adapter),
-        parameters_after=_parameters(made.adapter),
+        parameters_after=_parameters(kept_of(made.adapter, plan)),
         bytes=plan.bytes,
         findings=door.named(done.findings),
         dry_run=dry_run,
@@ -136,11 +139,12 @@ def convert(
     training, where its initialisation changed the base.
     """
     options = ConvertOptions.of(to, as_, rank, energy, bake=bake_scale)
+    told = _told(alpha, scale, allow_drop, expert_packing)
     target, machine = Path(out), Machine(device, threads)
     with ExitStack() as stack:
         door = Door(stack, allow_pickle)
         beside = OnBase.opened(door, base, machine, weights=options.rank is not None)
-        reading = beside.reading(allow_drop, expert_packing, alpha, scale)
+        reading = told.reading(base=beside.names)
         inputs = [Opened.at(door, Path(adapter), reading)]
         if init_adapter is not None:
             inputs.append(Opened.at(door, Path(init_adapter), reading, -1.0))
@@ -169,13 +173,21 @@ def convert(
         source=first.layout,
         target=options.to,
         module_count=plan.decisions["modules"],
-        carried=tuple(item.parameter for item in made.adapter.replaced),
+        carried=tuple(item.parameter for item in kept_of(made.adapter, plan).replaced),
         bytes=plan.bytes,
         relative_error=_error(made, beside, dry_run=dry_run),
         findings=door.named(done.findings),
         dry_run=dry_run,
         published=done.published,
     )
+
+
+def _told(
+    alpha: float | None, scale: float | None, allow_drop: Sequence[str], expert_packing: str
+) -> Told:
+    """What is said of the one adapter."""
+    alphas, scales = (() if each is None else (each,) for each in (alpha, scale))
+    return Told.of(alphas, scales, allow_drop, expert_packing)
 
 
 def _error(made: Converted, beside: OnBase, *, dry_run: bool) -> float | None:

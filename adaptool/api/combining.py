@@ -18,6 +18,7 @@ from adaptool.model.adapter_results import CombineResult
 from adaptool.model.algebra import Measured
 from adaptool.model.combine_options import CombineOptions, weights_for
 from adaptool.model.options import Machine, OutputDtype, chosen
+from adaptool.model.reading import Told
 from adaptool.ops.combine import combined
 from adaptool.store.disk import Disk
 
@@ -64,18 +65,15 @@ def combine(
         seed,
         chosen(OutputDtype, dtype, "--dtype"),
     )
+    told = Told.of(alpha, scale, allow_drop, expert_packing)
     machine = Machine(device, threads)
     algebra = FactorAlgebra(machine)
     with ExitStack() as stack:
         door = Door(stack, allow_pickle)
         beside = OnBase.opened(door, base, machine, weights=rank is not None)
-        readings = [
-            beside.reading(allow_drop, expert_packing, one, other)
-            for one, other in zip(_each(alpha, adapters), _each(scale, adapters), strict=True)
-        ]
         inputs = [
-            Opened.at(door, Path(path), reading, weight)
-            for path, reading, weight in zip(adapters, readings, options.weights, strict=True)
+            Opened.at(door, Path(path), told.reading(place, beside.names), weight)
+            for place, (path, weight) in enumerate(zip(adapters, options.weights, strict=True))
         ]
         target = Path(out) if out is not None else _default(inputs)
         made = combined([each.adapter for each in inputs], options, algebra, beside.based)
@@ -103,11 +101,6 @@ def combine(
         dry_run=dry_run,
         published=done.published,
     )
-
-
-def _each(given: Sequence[float], adapters: Sequence[Path | str]) -> list[float | None]:
-    """One value for each adapter, in order; None for those that none is left for."""
-    return [given[place] if place < len(given) else None for place in range(len(adapters))]
 
 
 def _default(inputs: Sequence[Opened]) -> Path:

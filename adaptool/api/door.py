@@ -17,7 +17,7 @@ from adaptool.store.addresses import hub_uri
 from adaptool.store.disk import Disk
 from adaptool.store.local import LocalSource
 from adaptool.store.passing import passing_directory
-from adaptool.store.pickle_door import plain_path
+from adaptool.store.pickle_door import plain_form
 from adaptool.store.safe_names import printable
 from adaptool.store.source import Source
 
@@ -29,8 +29,8 @@ Text = TypeVar("Text", str, str | None)
 class Door:
     """Through which inputs come: pickles only where they are allowed, closed with `stack`.
 
-    What lies on the Hub is put into directories that pass. Errors that leave through `stack` name
-    the addresses that the user wrote instead, and `named` does that for findings.
+    What lies on the Hub, and what pickles hold, is put into directories that pass. Errors that
+    leave through `stack` name what the user wrote instead, and `named` does that for findings.
     """
 
     stack: ExitStack
@@ -45,7 +45,12 @@ class Door:
         """The path to open: what was pulled, a pickle's safetensors form, or the path itself."""
         uri = hub_uri(path)
         here = path if uri is None else self._pulled(uri)
-        return plain_path(here, self.stack) if self.allow_pickle else here
+        if not self.allow_pickle:
+            return here
+        plain = plain_form(here, self.stack)
+        for made, given in plain.stands_for.items():
+            self._addresses[printable(str(made))] = self._told(printable(str(given)))
+        return plain.path
 
     def headers(self, path: Path) -> Path:
         """The path to open, with `source`, for headers and small values: no weights are pulled."""
@@ -109,7 +114,7 @@ class Door:
         return root / root.name
 
     def _told(self, text: Text) -> Text:
-        """`text` with addresses for the directories that pass."""
+        """`text` with what the user wrote for the directories that pass."""
         told = text
         for here, uri in sorted(self._addresses.items(), key=lambda item: -len(item[0])):
             told = told and told.replace(here, uri)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +32,7 @@ def extract(
     energy: float | None = None,
     exact: bool = False,
     dtype: str = "float32",
+    allow_drop: Sequence[str] = (),
     allow_pickle: bool = False,
     checksum: bool = False,
     provenance: Path | str | None = None,
@@ -47,7 +48,8 @@ def extract(
     """The adapter that turns `base` into `tuned`, read tensor by tensor.
 
     Every matrix at `rank`, or at the least rank that keeps `energy` of its squares; `exact` never
-    takes a randomised subspace. What is no matrix is carried whole.
+    takes a randomised subspace. What is no matrix is carried whole. Tensors that only one of the
+    two has are left out where they match `allow_drop`.
     """
     options = ExtractOptions(rank, energy, chosen(OutputDtype, dtype, "--dtype"), exact)
     machine = Machine(device, threads)
@@ -56,14 +58,14 @@ def extract(
         door = Door(stack, allow_pickle)
         paths = Path(base), Path(tuned)
         first, second = (stack.enter_context(open_checkpoint(door.path(path))) for path in paths)
-        made = extracted(first, second, options, extractor, progress)
+        made = extracted(first, second, options, extractor, progress, allow_drop=allow_drop)
         sources = Sources((base_input(first), base_input(second, "tuned")), paths)
         attesting = Attesting.of(checksum=checksum, provenance=provenance, bom=bom)
         output = Output(
             Path(out), "extract", machine, overwrite, progress, disk or Disk(), attesting, private
         )
         writing = Writing.to(output, dry_run=dry_run)
-        plan = writing.plan(made.adapter, sources, options.as_json(), layout="peft")
+        plan = writing.plan(made.adapter, sources, options.as_json(), allow_drop, layout="peft")
         done = writing.write(replace(plan, findings=made.findings))
     measured = extractor.measured()
     return ExtractResult(

@@ -12,9 +12,9 @@ from adaptool.api.writing import Opened, Sources
 from adaptool.engine.extraction import DifferenceExtractor
 from adaptool.engine.merged import MergedWeights
 from adaptool.model.algebra import Measured, total
-from adaptool.model.options import ExpertPacking, Machine, chosen
-from adaptool.model.reading import BaseNames, Reading
-from adaptool.ops.base_reading import reading_with
+from adaptool.model.options import Machine
+from adaptool.model.reading import BaseNames
+from adaptool.ops.base_reading import names_of
 from adaptool.ops.based import Based
 from adaptool.ops.provenance import base_input
 from adaptool.store.checkpoint import open_checkpoint
@@ -43,18 +43,7 @@ class OnBase:
     @property
     def names(self) -> BaseNames | None:
         """The base's names, shapes and config."""
-        return None if self.based is None else reading_with(self.based.base).base
-
-    def reading(
-        self,
-        allow_drop: Sequence[str],
-        expert_packing: str,
-        alpha: float | None,
-        scale: float | None,
-    ) -> Reading:
-        """How an adapter beside this base is read; UsageError for a packing that is none."""
-        packing = chosen(ExpertPacking, expert_packing, "--expert-packing")
-        return Reading(tuple(allow_drop), packing, alpha, scale, self.names)
+        return None if self.based is None else names_of(self.based.base)
 
     def sources(self, inputs: Sequence[Opened], *, decides: bool) -> Sources:
         """The adapters; the base as well where its weights decide the result."""

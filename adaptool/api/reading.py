@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from adaptool.api.door import Door
 from adaptool.engine.values import TensorValues
 from adaptool.errors import AdaptoolError, InternalError, Interrupted, ResourceError
 from adaptool.model.inspected import Inspected
+from adaptool.model.reading import Told
 from adaptool.model.results import AdapterSummary, CheckpointSummary, ValidateResult
 from adaptool.model.validated import Validated
 from adaptool.ops.belonging import wholes
@@ -30,6 +32,10 @@ def inspect(
     values: bool = False,
     base: Path | str | None = None,
     html: Path | str | None = None,
+    alpha: Sequence[float] = (),
+    scale: Sequence[float] = (),
+    expert_packing: str = "peft",
+    allow_drop: Sequence[str] = (),
     allow_pickle: bool = False,
     overwrite: bool = False,
     disk: Disk | None = None,
@@ -38,7 +44,10 @@ def inspect(
 
     One path gives its summary, several an `Inspected` with all of them and the adapters'
     similarity. `html` draws a page into that file, which must not exist unless `overwrite`.
+    `alpha` and `scale` are, in the order of the paths, for files that carry no scale; what is
+    unknown without them is left out.
     """
+    told = Told.of(alpha, scale, allow_drop, expert_packing)
     paths = [Path(each) for each in (path, *more)]
     inputs = [*paths, *([Path(base)] if base else [])]
     used = disk or Disk()
@@ -54,7 +63,7 @@ def inspect(
         enter = door.headers if reader is None else door.path
         against = enter(Path(base)) if base else None
         opened = [enter(each) for each in paths]
-        found = inspect_paths(opened, values=reader, base=against, opener=door.source)
+        found = inspect_paths(opened, values=reader, base=against, told=told, opener=door.source)
         found = _as_given(found, opened, paths, door)
     if html is not None:
         from adaptool.pages.page import page
@@ -87,6 +96,10 @@ def validate(
     checksum: bool = False,
     strict: bool = False,
     containing: bool = False,
+    alpha: Sequence[float] = (),
+    scale: Sequence[float] = (),
+    expert_packing: str = "peft",
+    allow_drop: Sequence[str] = (),
     allow_pickle: bool = False,
 ) -> ValidateResult | Validated:
     """Findings about an adapter or a checkpoint; with `base`, whether they fit.
@@ -94,19 +107,26 @@ def validate(
     With `target`, the name of a runtime (vllm, sglang, ...): what would become of it there. With
     `checksum` every file's sha256 is compared with SHA256SUMS and the receipt beside it. Several
     paths give a `Validated` with all of them, and so does `containing`, which checks the artifact
-    that each path is a file of, once.
+    that each path is a file of, once. `alpha` and `scale` are, in the order of the paths, for
+    files that carry no scale.
     """
+    told = Told.of(alpha, scale, allow_drop, expert_packing)
     paths = tuple(map(Path, (path, *more)))
     paths = wholes(paths) if containing else paths
     reader = TensorValues() if values else None
 
-    def checked(one: Path) -> ValidateResult:
+    def checked(one: Path, place: int) -> ValidateResult:
         with ExitStack() as stack:
             door = Door(stack, allow_pickle)
             enter = door.headers if reader is None and not checksum else door.path
             against, here = (enter(Path(base)) if base else None), enter(one)
             found = validate_path(
-                here, base=against, values=reader, target=target, opener=door.source
+                here,
+                base=against,
+                values=reader,
+                target=target,
+                told=told.of_one(place),
+                opener=door.source,
             )
             if checksum:
                 # A pickle's safetensors form, which `here` may be, has no sums.
@@ -114,16 +134,21 @@ def validate(
         return ValidateResult(door.named(found), strict, printable(as_written(one)))
 
     if not more and not containing:
-        return checked(paths[0])
-    return Validated(tuple(_attempted(checked, one, strict=strict) for one in paths))
+        return checked(paths[0], 0)
+    return Validated(
+        tuple(
+            _attempted(partial(checked, one, place), one, strict=strict)
+            for place, one in enumerate(paths)
+        )
+    )
 
 
 def _attempted(
-    checked: Callable[[Path], ValidateResult], path: Path, *, strict: bool
+    checked: Callable[[], ValidateResult], path: Path, *, strict: bool
 ) -> ValidateResult:
     """The result; what is no artifact at all is a finding here, so that the others are checked."""
     try:
-        return checked(path)
+        return checked()
     except (Interrupted, InternalError, ResourceError):
         raise
     except AdaptoolError as error:

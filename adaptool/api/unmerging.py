@@ -84,6 +84,10 @@ def unmerge(
     add: Sequence[Path | str | Strength] = (),
     init_adapter: Path | str | None = None,
     exact: bool = False,
+    alpha: Sequence[float] | None = None,
+    scale: Sequence[float] | None = None,
+    expert_packing: str | None = None,
+    allow_drop: Sequence[str] | None = None,
     allow_pickle: bool = False,
     checksum: bool = False,
     private: bool = False,
@@ -98,7 +102,8 @@ def unmerge(
 
     Bit for bit where the merge was reversible; else by subtracting, with a bound on the error,
     which `exact` refuses (MismatchError). Weights and options come from the merge's receipt;
-    MismatchError or IntegrityError where an adapter or a file is not that of the merge.
+    MismatchError or IntegrityError where an adapter, a file or an option that is given is not that
+    of the merge.
     """
     began = time.monotonic()
     machine, used, attesting = Machine(device, threads), disk or Disk(), Attesting(checksum)
@@ -108,6 +113,14 @@ def unmerge(
     with ExitStack() as stack:
         door = Door(stack, allow_pickle)
         made = _opened(door, Path(merged), [adapter, *add], init_adapter)
+        planning.check_options(
+            made.options,
+            made.receipt_file,
+            alpha=alpha,
+            scale=scale,
+            expert_packing=expert_packing,
+            allow_drop=allow_drop,
+        )
         undoing = _undoing(door, made, machine, exact=exact)
         plan = undoing.plan
         output.check(plan, inputs)

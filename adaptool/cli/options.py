@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -179,6 +179,26 @@ def adapter_dtype(command: F) -> F:
     )(command)
 
 
+def adapter_reading(command: F) -> F:
+    """How the one adapter of a command is read where its file says too little."""
+    return _stacked(adapter_scale, expert_packing, allow_drop, allow_pickle)(command)
+
+
+def adapters_reading(command: F) -> F:
+    """How adapters are read where their files say too little; scales in the inputs' order."""
+    return _stacked(adapter_scales, expert_packing, allow_drop, allow_pickle)(command)
+
+
+def recorded_reading(command: F) -> F:
+    """As `adapters_reading`, where the receipt says what is not given."""
+    return _stacked(adapter_scales, _packing(receipt=True), allow_drop, allow_pickle)(command)
+
+
+def unless_recorded(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags, with None for the repeatable ones that were not given: the receipt knows them."""
+    return {name: None if value == () and name != "add" else value for name, value in flags.items()}
+
+
 def adapter_scale(command: F) -> F:
     """--alpha and --scale, for a file that carries neither."""
     alpha = click.option(
@@ -234,13 +254,17 @@ def init_adapter(command: F) -> F:
 
 def expert_packing(command: F) -> F:
     """--expert-packing, for files that do not record it."""
+    return _packing(receipt=False)(command)
+
+
+def _packing(*, receipt: bool) -> Callable[[F], F]:
     return click.option(
         "--expert-packing",
         type=click.Choice([kind.value for kind in ExpertPacking]),
-        default=ExpertPacking.PEFT.value,
-        show_default=True,
+        default=None if receipt else ExpertPacking.PEFT.value,
+        show_default=not receipt,
         help="Columns of lora_B where experts are stacked.",
-    )(command)
+    )
 
 
 def arithmetic(*, receipt: bool) -> Callable[[F], F]:
@@ -280,7 +304,8 @@ def arithmetic(*, receipt: bool) -> Callable[[F], F]:
             Quantized,
             "A quantized base: to 16 bit all, what changed, or nothing.",
         ),
-        chosen("--expert-packing", ExpertPacking, "Columns of lora_B where experts are stacked."),
+        adapter_scales,
+        _packing(receipt=receipt),
         chosen("--qlora-base", QloraBase, "The weights that the adapter was trained on."),
         init_adapter,
         skip,

@@ -6,7 +6,6 @@ Source: kohya-ss/sd-scripts, networks/lora.py, lora_flux.py, lora_sd3.py.
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from adaptool.errors import InputError
 from adaptool.findings import Code
 from adaptool.model.derived import array, as_float64
-from adaptool.model.reading import Reading
+from adaptool.model.reading import Reading, is_allowed
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.tensors import TensorRef
 
@@ -101,7 +100,7 @@ def listed(names: Sequence[str]) -> str:
 
 def may_drop(name: str, reading: Reading) -> bool:
     """Whether the caller allowed this tensor to be lost."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in reading.allow_drop)
+    return is_allowed(name, reading.allow_drop)
 
 
 def alpha_of(roles: Mapping[str, TensorRef], rank: int, reading: Reading) -> float:

@@ -25,6 +25,7 @@ from adaptool.layouts.plain_deltas import (
     missing_partner,
     slice_of,
 )
+from adaptool.layouts.told_scale import said_scaling
 from adaptool.model.adapter import Adapter, Delta, Replaced
 from adaptool.model.derived import reshaped, transposed
 from adaptool.model.reading import AS_IT_STANDS, Reading
@@ -174,10 +175,5 @@ def _scaling(files: AdapterFiles, reading: Reading, rank: int) -> float:
             field = "lora_parameters.scale"
             raise InputError(message, code=Code.FIELD_VALUE, file=files.config_file, field=field)
         return float(found)
-    if reading.scale is not None:
-        return reading.scale
-    if reading.alpha is not None:
-        return reading.alpha / max(1, rank)  # factors of rank 0 are refused where they are read
     message = "no lora_parameters.scale in an adapter_config.json: the scale is unknown"
-    hint = "put the adapter_config.json it was trained with beside it, or give --scale F"
-    raise InputError(message, code=Code.CONFIG_MISSING, file=files.source.name, hint=hint)
+    return said_scaling(files, reading, rank, message)

@@ -7,7 +7,6 @@ copies of the base, trained token rows. Source: PEFT 0.21.2, `get_peft_model_sta
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -22,8 +21,8 @@ from adaptool.layouts.peft_keys import PREFIX, sort_keys
 from adaptool.layouts.peft_modules import ModuleNames, pattern_name
 from adaptool.layouts.peft_refusals import is_unmergeable, refuse_unsupported
 from adaptool.layouts.peft_review import review
-from adaptool.model.adapter import Adapter, Delta
-from adaptool.model.reading import AS_IT_STANDS, Reading
+from adaptool.model.adapter import UNKNOWN_SCALE, Adapter, Delta
+from adaptool.model.reading import AS_IT_STANDS, Reading, is_allowed
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.tensors import TensorRef
 
@@ -45,7 +44,7 @@ def sniff(files: AdapterFiles) -> Evidence:
 
 def decode(files: AdapterFiles, reading: Reading = AS_IT_STANDS) -> Adapter:
     """Read the adapter; InputError (with every other problem) where it contradicts itself."""
-    scale = reading.scale if files.config is None else None
+    scale = _given_scale(reading) if files.config is None else None
     files = _configured(files, reading)
     config = files.config or {}
     findings = list(files.findings) + list(check_config(config, files.config_file))
@@ -60,7 +59,7 @@ def decode(files: AdapterFiles, reading: Reading = AS_IT_STANDS) -> Adapter:
         errors.append(error)
     if errors:
         raise gathered([_placed(error, files) for error in errors])
-    dropped = [ref for ref in found.leftover if _matches(ref.name, reading.allow_drop)]
+    dropped = [ref for ref in found.leftover if is_allowed(ref.name, reading.allow_drop)]
     adapter = Adapter(
         name=files.name,
         layout="peft",
@@ -84,13 +83,20 @@ def _configured(files: AdapterFiles, reading: Reading) -> AdapterFiles:
     """The files with a config: their own, or a plain LoRA's where the caller gives the scale."""
     if files.config is not None:
         return files
-    if reading.alpha is None and reading.scale is None:
+    if reading.alpha is None and reading.scale is None and not reading.describes:
         message = "no adapter_config.json and no config in the metadata: the scale is unknown"
         hint = "put the adapter_config.json it was trained with beside it, or give --alpha N"
         raise InputError(message, code=Code.CONFIG_MISSING, file=files.source.name, hint=hint)
     alpha = 1.0 if reading.alpha is None else reading.alpha
     config = {"peft_type": "LORA", "lora_alpha": alpha, **_ranks(files.tensors)}
     return replace(files, config=config)
+
+
+def _given_scale(reading: Reading) -> float | None:
+    """The scale of a file without a config; None where it follows from the caller's alpha."""
+    if reading.describes and reading.alpha is None and reading.scale is None:
+        return UNKNOWN_SCALE
+    return reading.scale
 
 
 def _ranks(tensors: Mapping[str, TensorRef]) -> dict[str, Any]:
@@ -107,10 +113,6 @@ def _ranks(tensors: Mapping[str, TensorRef]) -> dict[str, Any]:
 def _under(scale: float, delta: Delta) -> Delta:
     """The delta under a scale that the caller gives."""
     return replace(delta, terms=replace(delta.terms, scaling=scale, alpha=None))
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _text(value: object) -> str | None:

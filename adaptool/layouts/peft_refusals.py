@@ -33,7 +33,7 @@ _SWITCHES = MappingProxyType(
 
 def is_unmergeable(files: AdapterFiles) -> bool:
     """Whether the config names a method of PEFT's that no weight can hold, whatever its keys."""
-    return (files.config or {}).get("peft_type") in NOT_MERGEABLE
+    return str((files.config or {}).get("peft_type")) in NOT_MERGEABLE
 
 
 def refuse_unsupported(files: AdapterFiles) -> None:

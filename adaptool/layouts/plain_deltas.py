@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -39,15 +40,16 @@ def lora_delta(
     first = roles.get("A") or roles.get("embedding_A")
     rank = first.shape[0] if first is not None and first.shape else 1
     known = scaling * rank if alpha is None else alpha
+    told = float(rank) if math.isnan(known) else known
     tuner = "dora" if MAGNITUDE in roles else "lora"
     shapes = {role: ref.shape for role, ref in roles.items()}
     try:
-        terms = tuners()[tuner].terms({"r": rank, "lora_alpha": known}, module, shapes)
+        terms = tuners()[tuner].terms({"r": rank, "lora_alpha": told}, module, shapes)
     except InputError as error:
         if error.file is None and first is not None:
             error.file = first.file
         raise
-    terms = replace(terms, scaling=scaling, alpha=known)
+    terms = replace(terms, scaling=scaling, alpha=None if math.isnan(known) else known)
     return Delta(module, f"{module}.weight", tuner, roles, terms)
 
 

@@ -6,7 +6,8 @@ import math
 
 from adaptool.errors import InputError
 from adaptool.findings import Code
-from adaptool.model.reading import Reading
+from adaptool.model.adapter import UNKNOWN_SCALE
+from adaptool.model.reading import SCALE_HINT, Reading
 from adaptool.store.adapter_files import AdapterFiles
 
 _ALPHA = ("lora_alpha", "alpha")
@@ -15,19 +16,26 @@ _ALPHA = ("lora_alpha", "alpha")
 def told_scaling(files: AdapterFiles, reading: Reading, rank: int) -> float:
     """Alpha over rank, of the config's alpha or the caller's, or the caller's scale.
 
-    InputError where nobody says, or the config's alpha is no finite number.
+    Where nobody says: NaN for an adapter that is only described, else InputError. InputError as
+    well where the config's alpha is no finite number.
     """
-    config, rank = files.config or {}, max(rank, 1)  # what has no rank is refused for its shape
+    config = files.config or {}
     for name in _ALPHA:
         if name in config:
             return _number(config[name], name, files) / max(1, rank)
+    message = "the file carries no scale, and there is no adapter_config.json beside it"
+    return said_scaling(files, reading, rank, message)
+
+
+def said_scaling(files: AdapterFiles, reading: Reading, rank: int, message: str) -> float:
+    """What the caller says; without it NaN for what is only described, else InputError."""
     if reading.scale is not None:
         return reading.scale
     if reading.alpha is not None:
-        return reading.alpha / max(1, rank)
-    message = "the file carries no scale, and there is no adapter_config.json beside it"
-    hint = "--alpha N (or --scale F) of the training"
-    raise InputError(message, code=Code.CONFIG_MISSING, file=files.source.name, hint=hint)
+        return reading.alpha / max(1, rank)  # factors of rank 0 are refused where they are read
+    if reading.describes:
+        return UNKNOWN_SCALE
+    raise InputError(message, code=Code.CONFIG_MISSING, file=files.source.name, hint=SCALE_HINT)
 
 
 def _number(value: object, name: str, files: AdapterFiles) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,6 +11,9 @@ from typing import Any
 from adaptool.dtypes import Dtype
 from adaptool.findings import Finding
 from adaptool.store.tensors import TensorRef
+
+UNKNOWN_SCALE = math.nan
+"""The scaling of an adapter whose file does not say it, where it is only described."""
 
 
 class Form(StrEnum):
@@ -42,6 +46,11 @@ class Terms:
     kernel: tuple[int, ...] = ()
     experts: int = 0
     conventions: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the scaling is known; only an adapter that is merely described may lack it."""
+        return not math.isnan(self.scaling)
 
     @property
     def sized(self) -> bool:

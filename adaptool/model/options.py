@@ -101,6 +101,8 @@ class MergeOptions:
     quantized: Quantized = Quantized.ALL
     qlora_base: QloraBase = QloraBase.ORIGINAL
     expert_packing: ExpertPacking = ExpertPacking.PEFT
+    alpha: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
     skip_unmatched: bool = False
     allow_drop: tuple[str, ...] = ()
     allow_lossy: bool = False

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from adaptool.model.reading import AS_IT_STANDS, BaseNames, Reading
+from adaptool.model.reading import BaseNames
 from adaptool.store.checkpoint import Checkpoint
 
 
-def reading_with(base: Checkpoint | None) -> Reading:
-    """A reading that knows the base; one that says nothing where there is none."""
+def names_of(base: Checkpoint | None) -> BaseNames | None:
+    """What a layout may know of the base; None where there is none."""
     if base is None:
-        return AS_IT_STANDS
-    shapes = {name: ref.shape for name, ref in base.tensors.items()}
-    return Reading(base=BaseNames(shapes, base.config))
+        return None
+    return BaseNames({name: ref.shape for name, ref in base.tensors.items()}, base.config)

@@ -127,10 +127,12 @@ def diff_paths(
     b: Path,
     *,
     values: ValueReader,
-    reading: Reading = AS_IT_STANDS,
+    readings: tuple[Reading, Reading] = (AS_IT_STANDS, AS_IT_STANDS),
     report: Report | None = None,
 ) -> DiffResult:
-    """Compare what lies at two paths; `report` is told (bytes done, bytes in all).
+    """Compare what lies at two paths, each with its reading.
+
+    `report` is told (bytes done, bytes in all).
 
     MismatchError where one is an adapter and the other a checkpoint; else as `inspect_paths`.
     """
@@ -140,7 +142,7 @@ def diff_paths(
             stack.callback(each.close)
         one, other = opened
         if isinstance(one, AdapterFiles) and isinstance(other, AdapterFiles):
-            first, second = decode(one, reading), decode(other, reading)
+            first, second = decode(one, readings[0]), decode(other, readings[1])
             ledger = _answered(_about_adapters(values, first, second), values, report)
             return ledger.result("adapter", _adapter_structure(first, second))
         if isinstance(one, Checkpoint) and isinstance(other, Checkpoint):

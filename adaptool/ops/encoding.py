@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,8 @@ from adaptool.layouts import writable
 from adaptool.model.adapter import Adapter, Delta, Replaced
 from adaptool.model.derived import leaves
 from adaptool.model.encoding import Destination, Encoded, Loss
+from adaptool.model.plan import Plan
+from adaptool.model.reading import is_allowed
 from adaptool.store.tensors import TensorRef
 
 GGUF_SUFFIX = ".gguf"
@@ -38,7 +39,7 @@ def encoded(
     refused = [
         _refusal(adapter, layout, loss, lost)
         for loss in losses
-        for lost in [[name for name in loss.tensors if not _allowed(name, allow_drop)]]
+        for lost in [[name for name in loss.tensors if not is_allowed(name, allow_drop)]]
         if lost
     ]
     if refused:
@@ -68,8 +69,9 @@ def _refusal(adapter: Adapter, layout: str, loss: Loss, lost: Sequence[str]) -> 
     )
 
 
-def _allowed(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+def kept_of(adapter: Adapter, plan: Plan) -> Adapter:
+    """What of `adapter` the plan writes: all but what was left out as allowed."""
+    return _without(adapter, frozenset(plan.decisions["dropped"]))
 
 
 def _without(adapter: Adapter, names: frozenset[str]) -> Adapter:

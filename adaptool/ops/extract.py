@@ -18,6 +18,7 @@ from adaptool.model.adapter import Adapter, Delta, Form, Replaced, Terms
 from adaptool.model.extract_options import ExtractOptions
 from adaptool.model.extraction import Difference, Extractor
 from adaptool.model.options import OutputDtype
+from adaptool.model.reading import is_allowed
 from adaptool.names.families import CONV1D, TRANSPOSED_EXPERTS, model_types
 from adaptool.names.renames import CheckpointNames, Placement, module_names
 from adaptool.ops import ties
@@ -75,23 +76,32 @@ def extracted(
     options: ExtractOptions,
     extractor: Extractor,
     report: Report | None = None,
+    *,
+    allow_drop: Sequence[str] = (),
 ) -> Extracted:
     """The adapter `tuned - base`, its factors to be computed when they are written.
 
-    MismatchError (exit 4), carrying every misfit, where the checkpoints are not of one model, or
-    where nothing differs.
+    Tensors that one side lacks and that match a glob of `allow_drop` are left out. MismatchError
+    (exit 4), carrying every other misfit, where the checkpoints are not of one model, or where
+    nothing differs.
     """
     old, new = opened_drafts(base), opened_drafts(tuned)
-    errors = [
-        _one_sided(name, base, tuned, in_base=name in old)
+    alone = [
+        name
         for name in sorted(old.keys() | new.keys())
         if name not in new or (name not in old and not _is_head(name))
+    ]
+    dropped = tuple(name for name in alone if is_allowed(name, allow_drop))
+    errors = [
+        _one_sided(name, base, tuned, in_base=name in old) for name in alone if name not in dropped
     ]
     if errors:
         raise gathered(errors)
     making = _Making(_Names(base, list(old)), options, extractor)
     total, done = sum(draft.source.length for draft in new.values()), 0
     for name, draft in new.items():
+        if name in dropped:
+            continue
         if name in old:
             _take(making, name, old[name].source, draft.source)
         else:
@@ -104,7 +114,7 @@ def extracted(
         raise MismatchError(message, code=Code.NOTHING_TO_DO, file=tuned.name)
     _complete(making, new)
     return Extracted(
-        _adapter(making, base, tuned, old),
+        replace(_adapter(making, base, tuned, old), dropped=dropped),
         making.differences,
         making.unchanged,
         tuple(_notes(making)),
@@ -118,9 +128,11 @@ def _is_head(name: str) -> bool:
 
 def _one_sided(name: str, base: Checkpoint, tuned: Checkpoint, *, in_base: bool) -> AdaptoolError:
     here, there = (base, tuned) if in_base else (tuned, base)
-    message = f"only in {here.name}, not in {there.name}"
-    hint = "both must be checkpoints of one model"
-    return MismatchError(message, code=Code.MODULE_NOT_IN_BASE, tensor=name, hint=hint)
+    message = f"is not in {there.name}"
+    hint = f"both must be checkpoints of one model; --allow-drop {name!r} leaves it out"
+    return MismatchError(
+        message, code=Code.MODULE_NOT_IN_BASE, file=here.name, tensor=name, hint=hint
+    )
 
 
 class _Names:

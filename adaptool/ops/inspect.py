@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from adaptool.findings import Code, Finding, Severity
 from adaptool.layouts import decode
 from adaptool.model.adapter import Adapter, Delta, Replaced
 from adaptool.model.inspected import Inspected, Summary
+from adaptool.model.reading import NOTHING_TOLD, SCALE_HINT, Reading, Told
 from adaptool.model.results import AdapterSummary, CheckpointSummary, ModuleRow
 from adaptool.model.values import Scan, Spectrum, ValueReader
 from adaptool.ops import ties
 from adaptool.ops.artifact import open_artifact
 from adaptool.ops.base_norms import base_norms
-from adaptool.ops.base_reading import reading_with
+from adaptool.ops.base_reading import names_of
 from adaptool.ops.drafts import drafts_of
 from adaptool.ops.similarity import similarity
 from adaptool.ops.value_checks import (
@@ -43,11 +45,13 @@ def inspect_paths(
     *,
     values: ValueReader | None,
     base: Path | None,
+    told: Told = NOTHING_TOLD,
     opener: Opener = LocalSource,
 ) -> Inspected:
     """Describe what lies at each path, and with `values` how alike the adapters are.
 
-    `values` reads the weights too, `base` is compared with, `opener` opens the weights files.
+    `values` reads the weights too, `base` is compared with, `told` is said of the adapters, in the
+    order of the paths; `opener` opens the weights files. A scale that nobody says stays unknown.
     Errors as in `open_artifact`, `layouts.decode` and `open_checkpoint`, of all paths together.
     """
     with ExitStack() as stack:
@@ -56,18 +60,20 @@ def inspect_paths(
             checkpoint = stack.enter_context(open_checkpoint(base, opener=opener))
         found: list[tuple[Summary, Adapter | None]] = []
         errors: list[AdaptoolError] = []
-        for path in paths:
+        told = replace(told, describes=True)
+        for place, path in enumerate(paths):
             try:
                 opened = open_artifact(path, opener)
                 stack.callback(opened.close)
-                found.append(_summary(opened, str(path), values, checkpoint))
+                reading = told.reading(place, names_of(checkpoint))
+                found.append(_summary(opened, str(path), values, checkpoint, reading))
             except Interrupted:
                 raise
             except AdaptoolError as error:
                 errors.append(error)
         if errors:
             raise gathered(errors)
-        adapters = [adapter for _, adapter in found]
+        adapters = [adapter if _is_scaled(adapter) else None for _, adapter in found]
         alike = similarity(adapters, values) if values is not None and len(paths) > 1 else None
     return Inspected(tuple(summary for summary, _ in found), alike)
 
@@ -77,11 +83,12 @@ def _summary(
     path: str,
     values: ValueReader | None,
     base: Checkpoint | None,
+    reading: Reading,
 ) -> tuple[Summary, Adapter | None]:
     """The summary, and the adapter where it is one."""
     if isinstance(opened, Checkpoint):
         return _checkpoint_summary(opened, path, values), None
-    adapter = decode(opened, reading_with(base))
+    adapter = decode(opened, reading)
     return _adapter_summary(opened, adapter, values, base), adapter
 
 
@@ -115,10 +122,25 @@ def _adapter_summary(
         share_of_base=share,
         findings=(
             *adapter.findings,
+            *_unscaled(adapter, files),
             *notes,
             *nonfinite_findings(adapter.tensors, seen),
             *(untrained_findings(adapter.deltas, seen) if seen else ()),
         ),
+    )
+
+
+def _is_scaled(adapter: Adapter | None) -> bool:
+    return adapter is not None and all(delta.terms.is_scaled for delta in adapter.deltas)
+
+
+def _unscaled(adapter: Adapter, files: AdapterFiles) -> Iterable[Finding]:
+    """What cannot be shown of an adapter whose file says no scale, and how it can."""
+    if _is_scaled(adapter):
+        return
+    message = "the file carries no scale, so scaling and norms are unknown"
+    yield Finding(
+        Code.CONFIG_MISSING, Severity.NOTE, message, file=files.source.name, hint=SCALE_HINT
     )
 
 
@@ -141,9 +163,16 @@ def _module_rows(
     for delta in deltas:
         groups.setdefault(delta.module, []).append(delta)
     mains = [group[0] for group in groups.values()]
-    spectra = values.several(values.spectrum, mains) if values is not None else repeat(None)
+    unit = [_at_unit_scale(delta) for delta in mains]
+    spectra = values.several(values.spectrum, unit) if values is not None else repeat(None)
     for group, spectrum in zip(groups.values(), spectra, strict=False):
         yield _module_row(group, seen, spectrum, norms)
+
+
+def _at_unit_scale(delta: Delta) -> Delta:
+    """The delta itself; under scale 1 where its own is unknown: its ranks are the same."""
+    known = delta.terms.is_scaled
+    return delta if known else replace(delta, terms=replace(delta.terms, scaling=1.0))
 
 
 def _module_row(
@@ -160,11 +189,11 @@ def _module_row(
         module=main.parameter.removesuffix(".weight"),
         tuner=main.tuner,
         rank=terms.rank,
-        scaling=terms.scaling,
+        scaling=terms.scaling if terms.is_scaled else None,
         shape=(terms.experts, *shape) if terms.experts else shape,
         parameters=sum(_trained_of(delta) for delta in group),
         saving=_saving(main),
-        norm=spectrum.norm if spectrum else None,
+        norm=spectrum.norm if spectrum and terms.is_scaled else None,
         effective_rank=spectrum.effective_rank if spectrum else None,
         energy=spectrum.energy if spectrum else None,
         nonfinite=sum(seen[name].nonfinite for name in names) if seen else None,

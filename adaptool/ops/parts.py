@@ -9,7 +9,8 @@ from pathlib import Path
 
 from adaptool.layouts import decode
 from adaptool.model.options import MergeOptions, Strength
-from adaptool.model.reading import BaseNames, Reading
+from adaptool.model.reading import Told
+from adaptool.ops.base_reading import names_of
 from adaptool.ops.merge import Part
 from adaptool.store.adapter_files import open_adapter
 from adaptool.store.checkpoint import Checkpoint
@@ -28,16 +29,15 @@ def opened_parts(
 
     `path` gives what is opened for a path.
     """
-    shapes = {name: ref.shape for name, ref in base.tensors.items()}
-    names = BaseNames(shapes, base.config)
-    reading = Reading(options.allow_drop, options.expert_packing, base=names)
+    told = Told(options.alpha, options.scale, options.allow_drop, options.expert_packing)
+    names = names_of(base)
     parts = []
-    for strength in strengths:
+    for place, strength in enumerate(strengths):
         files = stack.enter_context(open_adapter(path(strength.path)))
-        adapter = decode(files, reading)
+        adapter = decode(files, told.reading(place, names))
         parts.append(Part(files, adapter, strength.weight))
     if init_adapter is not None:
         files = stack.enter_context(open_adapter(path(Path(init_adapter))))
-        initial = decode(files, reading)
+        initial = decode(files, told.reading(0, names))
         parts[0] = replace(parts[0], initial=(files, initial))
     return parts

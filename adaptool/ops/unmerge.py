@@ -184,6 +184,28 @@ def check_weights(given: Sequence[Strength | None], weights: Sequence[float]) ->
     return list(weights)
 
 
+def check_options(
+    recorded: MergeOptions,
+    file: str,
+    **given: Any,  # noqa: ANN401 - see `MergeOptions.given`
+) -> None:
+    """MismatchError (exit 4) where an option is given that is not what the merge had."""
+    options = recorded.given(**given)
+    for name in given:
+        ours, theirs = getattr(options, name), getattr(recorded, name)
+        if ours != theirs:
+            flag = f"--{name.replace('_', '-')}"
+            message = f"merged with {_shown(theirs)}, given {_shown(ours)}"
+            hint = f"leave {flag} out: the receipt has it"
+            raise MismatchError(
+                message, code=Code.ADAPTER_DIFFERS, file=file, field=flag, hint=hint
+            )
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
+
+
 def copied_document(root: Path, name: object, digest: object) -> Document:
     """A file that the merge had copied; IntegrityError where it is another one now."""
     path = root / check_relative(str(name), file=SIDECAR, field="file name")

@@ -14,9 +14,10 @@ from adaptool.layouts import decode, layouts
 from adaptool.model.adapter import Adapter
 from adaptool.model.options import MergeOptions
 from adaptool.model.plan import Plan
+from adaptool.model.reading import NOTHING_TOLD, Told
 from adaptool.model.values import ValueReader
 from adaptool.ops.artifact import open_artifact, require
-from adaptool.ops.base_reading import reading_with
+from adaptool.ops.base_reading import names_of
 from adaptool.ops.merge import Part, plan_merge
 from adaptool.ops.value_checks import (
     checkpoint_findings,
@@ -40,13 +41,15 @@ def validate_path(
     base: Path | None,
     values: ValueReader | None,
     target: str | None = None,
+    told: Told = NOTHING_TOLD,
     opener: Opener = LocalSource,
 ) -> tuple[Finding, ...]:
     """Everything worth saying about what lies at `path`, errors first.
 
     With `base`, whether an adapter fits it; with `values`, what the tensors hold; with `target`,
-    what would become of it in that runtime. `opener` opens the weights files. UsageError where
-    `path` or `base` does not exist, or is no artifact at all, and for a runtime that is not known.
+    what would become of it in that runtime. `told` is said of the adapter; `opener` opens the
+    weights files. UsageError where `path` or `base` does not exist, or is no artifact at all, and
+    for a runtime that is not known.
     """
     served = runtime(target) if target is not None else None
     for given in (path, base):
@@ -63,7 +66,7 @@ def validate_path(
                 found.findings += judged_checkpoint(served, opened)
         elif opened is not None:
             based = _opened_base(stack, base, opener)
-            candidate = _check_adapter(found, opened, *based, values)
+            candidate = _check_adapter(found, opened, *based, values=values, told=told)
             if served is not None:
                 found.attempt(lambda: found.findings.extend(judged(served, candidate)))
     return tuple(sorted(found.findings, key=lambda finding: _ORDER.index(finding.severity)))
@@ -118,13 +121,16 @@ def _check_adapter(
     files: AdapterFiles,
     checkpoint: Checkpoint | None,
     of_base: _Found,
+    *,
     values: ValueReader | None,
+    told: Told,
 ) -> Candidate:
     plan = None
-    adapter = found.attempt(lambda: decode(files, reading_with(checkpoint)))
+    reading = told.reading(base=names_of(checkpoint))
+    adapter = found.attempt(lambda: decode(files, reading))
     found.findings += of_base.findings
     if checkpoint is not None and adapter is not None:
-        plan = found.attempt(lambda: _planned(checkpoint, files, adapter))
+        plan = found.attempt(lambda: _planned(checkpoint, files, adapter, told))
     if plan is not None:
         found.findings += plan.findings
     else:
@@ -143,8 +149,9 @@ def _layout(files: AdapterFiles, adapter: Adapter | None) -> str | None:
     return claiming[0] if len(claiming) == 1 else None
 
 
-def _planned(base: Checkpoint, files: AdapterFiles, adapter: Adapter) -> Plan:
-    return plan_merge(base, [Part(files, adapter, 1.0)], MergeOptions(), identified=False)
+def _planned(base: Checkpoint, files: AdapterFiles, adapter: Adapter, told: Told) -> Plan:
+    options = MergeOptions(expert_packing=told.expert_packing, allow_drop=told.allow_drop)
+    return plan_merge(base, [Part(files, adapter, 1.0)], options, identified=False)
 
 
 def _value_findings(

@@ -15,6 +15,8 @@ from adaptool.store.checkpoint import Checkpoint
 from adaptool.store.tensors import TensorRef
 
 _NAMES = tuple(option.name for option in fields(MergeOptions))
+# Options that receipts of earlier releases do not have.
+_LATER = ("alpha", "scale")
 
 
 def options_of(receipt: Mapping[str, Any], file: str) -> tuple[list[float], MergeOptions]:
@@ -25,11 +27,17 @@ def options_of(receipt: Mapping[str, Any], file: str) -> tuple[list[float], Merg
         raise InputError(message, code=Code.RECEIPT_INVALID, file=file)
     try:
         weights = [float(weight) for weight in recorded["weights"]]
-        options = MergeOptions().given(**{name: recorded[name] for name in _NAMES})
+        options = MergeOptions().given(**_complete(recorded))
     except (KeyError, TypeError, ValueError, UsageError) as error:
         message = f"options cannot be read: {error!r}"
         raise InputError(message, code=Code.RECEIPT_INVALID, file=file) from None
     return weights, options
+
+
+def _complete(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option; those that merges had no need to record before are as if not given."""
+    every = {**dict.fromkeys(_LATER, ()), **recorded}
+    return {name: every[name] for name in _NAMES}
 
 
 def structure(plan: Plan, merged: Checkpoint) -> tuple[dict[str, TensorRef], list[Difference]]:

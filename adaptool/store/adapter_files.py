@@ -126,22 +126,17 @@ def whole_file(path: Path) -> Path | None:
 
 def _open_directory(path: Path, opener: Opener) -> AdapterFiles:
     weights = _weights_of(path)
-    config_path = path / CONFIG_FILE
-    if not config_path.exists():
-        _refuse_without_config(path)
-    config = read_json_object(
-        config_path, limit_bytes=LARGEST_CONFIG, what="adapter config", too_large=InputError
-    )
+    beside = _read_config(path / CONFIG_FILE)
     source = opener(weights)
     try:
         header = read_header(source)
+        config, config_path = beside if beside[1] else _config_of_file(weights, header)
     except BaseException:
         source.close()
         raise
     companions = tuple(entry for entry in sorted(path.iterdir()) if entry.name in TOKENIZER_FILES)
-    return AdapterFiles(
-        str(path), weights, source, header, config, str(config_path), config_path, companions
-    )
+    name = str(config_path or weights)
+    return AdapterFiles(str(path), weights, source, header, config, name, config_path, companions)
 
 
 def _weights_of(path: Path) -> Path:
@@ -158,17 +153,12 @@ def _weights_of(path: Path) -> Path:
         hint = f"name one of them: {path / inner[0]}"
         raise UsageError(message, code=Code.NOT_FOUND, file=str(path), hint=hint)
     if not (path / CONFIG_FILE).exists():
-        _refuse_without_config(path)
+        _refuse_nothing(path)
     message = f"no {WEIGHTS_FILE} in this directory"
     raise UsageError(message, code=Code.NOT_FOUND, file=str(path), hint="is the download complete?")
 
 
-def _refuse_without_config(path: Path) -> None:
-    """C1 where weights are there, B2 where nothing of an adapter is."""
-    if (path / WEIGHTS_FILE).exists():
-        message = f"no {CONFIG_FILE} beside the weights, so the scale is unknown"
-        hint = "copy it from where the adapter was trained"
-        raise InputError(message, code=Code.CONFIG_MISSING, file=str(path), hint=hint)
+def _refuse_nothing(path: Path) -> None:
     message = f"no adapter here: neither {CONFIG_FILE} nor {WEIGHTS_FILE}"
     hint = "name the directory that holds them, or a .safetensors file"
     raise UsageError(message, code=Code.NOT_FOUND, file=str(path), hint=hint)
@@ -180,12 +170,17 @@ def _config_of_file(path: Path, header: Header) -> tuple[Mapping[str, Any] | Non
         text = header.metadata.get(key)
         if text is not None:
             return parse_json_object(text.encode(), file=f"{path} metadata {key}"), None
-    beside = path.parent / CONFIG_FILE
-    if beside.exists():
-        return read_json_object(
-            beside, limit_bytes=LARGEST_CONFIG, what="adapter config", too_large=InputError
-        ), beside
-    return None, None
+    return _read_config(path.parent / CONFIG_FILE)
+
+
+def _read_config(path: Path) -> tuple[Mapping[str, Any] | None, Path | None]:
+    """The config in a file of its own, and the file; neither where there is none."""
+    if not path.exists():
+        return None, None
+    config = read_json_object(
+        path, limit_bytes=LARGEST_CONFIG, what="adapter config", too_large=InputError
+    )
+    return config, path
 
 
 def config_beside(path: Path) -> Path | None:

@@ -33,6 +33,8 @@ def at_commit(address: str, commit: str) -> str:
 def hub_uri(path: Path) -> str | None:
     """The `hf://` address that `path` was made of, None for a path of this machine."""
     text = str(path)
+    if f"{text}/" == _SCHEME_AS_PATH:
+        return SCHEME
     if not text.startswith(_SCHEME_AS_PATH):
         return None
     return SCHEME + text.removeprefix(_SCHEME_AS_PATH)

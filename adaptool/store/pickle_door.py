@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,6 +29,7 @@ OLDEST_TORCH = (2, 10)  # CVE-2026-24747: weights_only could be broken before
 SUFFIXES = (".bin", ".pt", ".pth", ".lora")
 RENAMED = {"adapter_model.bin": "adapter_model.safetensors"}
 INDEX = "pytorch_model.bin.index.json"
+PLAIN_INDEX = "model.safetensors.index.json"
 LARGEST_INDEX = 64 * 1024 * 1024
 LARGEST_PROGRAM = 64 * 1024 * 1024
 # What torch writes to rebuild tensors; storages are added by their ending.
@@ -44,7 +47,15 @@ _ALLOWED = frozenset(
 )
 
 
-def plain_path(path: Path, stack: ExitStack) -> Path:
+@dataclass(frozen=True, slots=True)
+class PlainForm:
+    """What is opened for a path, and what every file that was made for it stands for."""
+
+    path: Path
+    stands_for: Mapping[Path, Path] = field(default_factory=dict)
+
+
+def plain_form(path: Path, stack: ExitStack) -> PlainForm:
     """`path`, or where it is a pickle or a directory with nothing else, its safetensors form.
 
     The form lives in a temporary directory that `stack` removes. InputError for what a tensor file
@@ -52,7 +63,7 @@ def plain_path(path: Path, stack: ExitStack) -> Path:
     """
     pickles = _pickles(path)
     if not pickles:
-        return path
+        return PlainForm(path)
     _check_torch()
     # The last component stays what it was: the receipt names it.
     room = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adaptool-")))
@@ -62,7 +73,7 @@ def plain_path(path: Path, stack: ExitStack) -> Path:
         beside = path.parent / "adapter_config.json"
         if beside.exists():
             (room / beside.name).symlink_to(beside.resolve())
-        return target
+        return PlainForm(target, {target: path, room: path.parent})
     return _directory(path, pickles, room / path.resolve().name)
 
 
@@ -85,7 +96,7 @@ def _check_torch() -> None:
         raise MismatchError(message, code=Code.PICKLE_FILE, field="--allow-pickle", hint=hint)
 
 
-def _directory(path: Path, pickles: list[Path], room: Path) -> Path:
+def _directory(path: Path, pickles: list[Path], room: Path) -> PlainForm:
     room.mkdir()
     renamed = {entry.name: _renamed(entry.name) for entry in pickles}
     for entry in pickles:
@@ -95,7 +106,8 @@ def _directory(path: Path, pickles: list[Path], room: Path) -> Path:
             (room / entry.name).symlink_to(entry.resolve())
     if (path / INDEX).exists():
         _convert_index(path / INDEX, renamed, room)
-    return room
+    made = {room / renamed[entry.name]: entry for entry in pickles}
+    return PlainForm(room, {**made, room / PLAIN_INDEX: path / INDEX, room: path})
 
 
 def _renamed(name: str) -> str:
@@ -115,7 +127,7 @@ def _convert_index(path: Path, renamed: dict[str, str], room: Path) -> None:
             message = f"names {file!r}, which is not there"
             raise InputError(message, code=Code.SHARD_MISSING, file=str(path), tensor=tensor)
     index["weight_map"] = {name: renamed[file] for name, file in weight_map.items()}
-    (room / "model.safetensors.index.json").write_bytes(encode_json(index))
+    (room / PLAIN_INDEX).write_bytes(encode_json(index))
 
 
 def _convert(source: Path, target: Path) -> None:

@@ -29,27 +29,26 @@ COMMON = {"--json", "--quiet", "--summary"}
 MACHINE = {"--device", "--threads"}
 WRITING = {"--overwrite", "--dry-run"}
 ATTESTING = {"--checksum", "--provenance", "--bom"}
-READING = {"--alpha", "--scale", "--allow-drop", "--allow-pickle"}
+READING = {"--alpha", "--scale", "--expert-packing", "--allow-drop", "--allow-pickle"}
 PROMISED = {
-    "diff": {*COMMON, *MACHINE, "--exit-code", "--allow-pickle", "--base"},
-    "inspect": {*COMMON, "--values", "--html", "--base", "--allow-pickle", "--overwrite"},
+    "diff": {*COMMON, *MACHINE, *READING, "--exit-code", "--base"},
+    "inspect": {*COMMON, *READING, "--values", "--html", "--base", "--overwrite"},
     "validate": {
         *COMMON,
+        *READING,
         "--base",
         "--strict",
         "--values",
         "--target",
         "--containing",
         "--checksum",
-        "--allow-pickle",
     },
     "merge": {
         *COMMON,
         *MACHINE,
         "--overwrite",
         "--dry-run",
-        "--allow-drop",
-        "--allow-pickle",
+        *READING,
         "--weight",
         "--add",
         "--dtype",
@@ -58,7 +57,6 @@ PROMISED = {
         "--tie",
         "--quantized",
         "--allow-lossy",
-        "--expert-packing",
         "--qlora-base",
         "--init-adapter",
         "--reversible",
@@ -83,7 +81,6 @@ PROMISED = {
         "--max-rank",
         "--dtype",
         "--base",
-        "--expert-packing",
     },
     "combine": {
         *COMMON,
@@ -100,7 +97,6 @@ PROMISED = {
         "--seed",
         "--dtype",
         "--out",
-        "--expert-packing",
         "--base",
     },
     "convert": {
@@ -117,7 +113,6 @@ PROMISED = {
         "--base",
         "--bake-scale",
         "--init-adapter",
-        "--expert-packing",
     },
     "extract": {
         *COMMON,
@@ -129,6 +124,7 @@ PROMISED = {
         "--energy",
         "--exact",
         "--dtype",
+        "--allow-drop",
         "--allow-pickle",
     },
     "pull": {*COMMON, *WRITING, "--checksum", "--require-pinned", "--allow-pickle", "--max-bytes"},
@@ -138,14 +134,14 @@ PROMISED = {
         *COMMON,
         *MACHINE,
         *WRITING,
+        *READING,
         "--checksum",
         "--private",
         "--add",
         "--init-adapter",
         "--exact",
-        "--allow-pickle",
     },
-    "verify": {*COMMON, *MACHINE, "--add", "--init-adapter", "--exact", "--allow-pickle"},
+    "verify": {*COMMON, *MACHINE, *READING, "--add", "--init-adapter", "--exact"},
 }
 # Every other option of the merge, where a receipt does not give it.
 GIVEN_TO_VERIFY = {
@@ -155,9 +151,7 @@ GIVEN_TO_VERIFY = {
     "--precision",
     "--tie",
     "--quantized",
-    "--expert-packing",
     "--skip-unmatched",
-    "--allow-drop",
 }
 COMMANDS = sorted(PROMISED)
 

@@ -74,10 +74,7 @@ if TYPE_CHECKING:
     help="Dtype of the tensors written.",
 )
 @click.option("-o", "--out", type=values.destination, metavar="OUT", help="Default: ./combined.")
-@options.expert_packing
-@options.adapter_scales
-@options.allow_drop
-@options.allow_pickle
+@options.adapters_reading
 @options.attesting
 @options.private
 @options.writing

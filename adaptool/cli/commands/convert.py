@@ -54,10 +54,7 @@ if TYPE_CHECKING:
     help="alpha = r everywhere, no patterns, no rsLoRA: for runtimes that ignore them.",
 )
 @options.init_adapter
-@options.expert_packing
-@options.adapter_scale
-@options.allow_drop
-@options.allow_pickle
+@options.adapter_reading
 @options.attesting
 @options.private
 @options.writing

@@ -34,19 +34,10 @@ LONGEST_VALUE = 60
     metavar="BASE",
     help="For adapters whose file says too little: the base's names and head counts.",
 )
-@options.allow_pickle
+@options.adapters_reading
 @options.machine
 @options.output
-def command(
-    a: Path,
-    b: Path,
-    *,
-    exit_code: bool,
-    base: Path | None,
-    allow_pickle: bool,
-    device: str,
-    threads: int | None,
-) -> Answer:
+def command(a: Path, b: Path, *, exit_code: bool, **flags: Any) -> Answer:  # noqa: ANN401
     """Show how A and B differ: cosine and |A - B| / |A| of every module, and what only one has.
 
     Adapters may differ in rank, scaling and layout: what their factors make is compared.
@@ -55,15 +46,7 @@ def command(
     from adaptool import api
 
     with byte_bar("diff") as progress:
-        result = api.diff(
-            a,
-            b,
-            base=base,
-            allow_pickle=allow_pickle,
-            device=device,
-            threads=threads,
-            progress=progress,
-        )
+        result = api.diff(a, b, progress=progress, **flags)
     return Answer(
         body=result.as_json(),
         people=lambda: _people(result),

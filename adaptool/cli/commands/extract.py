@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Dtype of the tensors written.",
 )
+@options.allow_drop
 @options.allow_pickle
 @options.attesting
 @options.private

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     help="Draw a page of its own: heatmap, spectra, similarity. Reads the weights.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace FILE where it exists.")
-@options.allow_pickle
+@options.adapters_reading
 @options.output
 def command(paths: tuple[Path, ...], html: Path | None, **flags: Any) -> Answer:  # noqa: ANN401
     """Show layout, tuner, ranks, scales, targets, sizes and provenance of each PATH.

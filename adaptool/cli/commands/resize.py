@@ -64,10 +64,7 @@ if TYPE_CHECKING:
     help="The base: DoRA's errors are then those of its merged weights.",
 )
 @options.adapter_dtype
-@options.expert_packing
-@options.adapter_scale
-@options.allow_drop
-@options.allow_pickle
+@options.adapter_reading
 @options.attesting
 @options.private
 @options.writing

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @options.adding(receipt=True)
 @options.init_adapter
 @click.option("--exact", is_flag=True, help="Refuse where not every byte can be restored.")
-@options.allow_pickle
+@options.recorded_reading
 @options.checksum
 @options.private
 @options.writing
@@ -41,7 +41,9 @@ def command(merged: Path, adapter: Path, out: Path, **flags: Any) -> Answer:  # 
     from adaptool import api
 
     with byte_bar("unmerge") as progress:
-        result = api.unmerge(merged, adapter, out, progress=progress, **flags)
+        result = api.unmerge(
+            merged, adapter, out, progress=progress, **options.unless_recorded(flags)
+        )
     return Answer(
         body=result.as_json(),
         people=lambda: _people(result),

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Each PATH is a file: check the adapter or model it is part of, once.",
 )
-@options.allow_pickle
+@options.adapters_reading
 @options.output
 def command(paths: tuple[Path, ...], **flags: Any) -> Answer:  # noqa: ANN401
     """List what is wrong with each PATH, each finding with a code that never changes."""

@@ -37,10 +37,10 @@ def command(base: Path, adapter: Path, merged: Path, **flags: Any) -> Answer:  #
     """
     from adaptool import api
 
-    # None given: the receipt knows them.
-    flags["allow_drop"] = flags["allow_drop"] or None
     with byte_bar("verify") as progress:
-        result = api.verify(base, adapter, merged, progress=progress, **flags)
+        result = api.verify(
+            base, adapter, merged, progress=progress, **options.unless_recorded(flags)
+        )
     return Answer(
         body=result.as_json(),
         people=lambda: _people(result),

@@ -87,7 +87,7 @@ def test_global_that_no_tensor_needs_is_named_and_never_runs(
     monkeypatch.chdir(tmp_path)
     torch.save({"a": _Evil()}, tmp_path / "evil.bin")
     with pytest.raises(InputError) as caught:
-        pickle_door.plain_path(tmp_path / "evil.bin", stack)
+        pickle_door.plain_form(tmp_path / "evil.bin", stack)
     assert "posix.system" in caught.value.message
     assert "weights_only" not in str(caught.value)
     assert not (tmp_path / "pwned").exists()
@@ -125,7 +125,7 @@ def test_archive_that_torch_does_not_write_is_refused(
     """H3: before anything is loaded."""
     path = _archive(tmp_path / "model.bin", members)
     with pytest.raises(InputError) as caught:
-        pickle_door.plain_path(path, stack)
+        pickle_door.plain_form(path, stack)
     assert says in caught.value.message
 
 
@@ -136,7 +136,7 @@ def test_old_torch_is_not_trusted(
     monkeypatch.setattr(pickle_door, "version", lambda _: "2.9.1")
     torch.save({"a": torch.ones(1)}, tmp_path / "a.bin")
     with pytest.raises(MismatchError):
-        pickle_door.plain_path(tmp_path / "a.bin", stack)
+        pickle_door.plain_form(tmp_path / "a.bin", stack)
 
 
 @pytest.mark.parametrize("body", [[torch.ones(1)], {"a": {"b": torch.ones(1)}}, {1: torch.ones(1)}])
@@ -146,7 +146,7 @@ def test_anything_but_names_and_tensors_is_refused(
     """H5: a nested checkpoint is no state dict."""
     torch.save(body, tmp_path / "a.bin")
     with pytest.raises(InputError) as caught:
-        pickle_door.plain_path(tmp_path / "a.bin", stack)
+        pickle_door.plain_form(tmp_path / "a.bin", stack)
     assert "names and tensors" in caught.value.message
 
 
@@ -160,7 +160,7 @@ def test_child_that_is_killed_by_its_limits_is_a_resource_error(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(pickle_door, "CHILD", "killer")
     with pytest.raises(ResourceError):
-        pickle_door.plain_path(tmp_path / "a.bin", stack)
+        pickle_door.plain_form(tmp_path / "a.bin", stack)
 
 
 def test_not_an_archive_is_refused(tmp_path: Path, stack: ExitStack) -> None:
@@ -170,7 +170,7 @@ def test_not_an_archive_is_refused(tmp_path: Path, stack: ExitStack) -> None:
     for content in (buffer.getvalue(), b"", os.urandom(100)):
         (tmp_path / "a.bin").write_bytes(content)
         with pytest.raises(AdaptoolError) as caught:
-            pickle_door.plain_path(tmp_path / "a.bin", stack)
+            pickle_door.plain_form(tmp_path / "a.bin", stack)
         assert caught.value.exit_code == 3
 
 
@@ -189,7 +189,7 @@ def test_shared_strided_and_empty_tensors_arrive_as_they_are(
         "parameter": torch.nn.Parameter(torch.ones(2)),
     }
     torch.save(body, tmp_path / "a.pt")
-    found = load_file(pickle_door.plain_path(tmp_path / "a.pt", stack))
+    found = load_file(pickle_door.plain_form(tmp_path / "a.pt", stack).path)
     assert set(found) == set(body)
     for name, value in body.items():
         assert torch.equal(found[name], value)
