@@ -36,9 +36,19 @@ WORDS = {8: "u1", 16: "<u2", 32: "<u4", 64: "<u8"}
 class DerivedSource:
     """The bytes of one derived tensor; made whole, kept until all of them were read once."""
 
-    def __init__(self, parents: Sequence[TensorRef], make: Make, size: int) -> None:
-        """`make` gets the parents' arrays and gives the tensor's; both in `array`'s form."""
+    def __init__(
+        self,
+        parents: Sequence[TensorRef],
+        make: Make,
+        size: int,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        """`make` gets the parents' arrays and gives the tensor's; both in `array`'s form.
+
+        `weights` are what the parents are multiplied by, where that is not 1.
+        """
         self.parents = tuple(parents)
+        self.weights = tuple(weights) if weights is not None else (1.0,) * len(self.parents)
         self._make = make
         self._size = size
         self._lock = threading.Lock()
@@ -98,11 +108,17 @@ def array(ref: TensorRef) -> Array:
 
 
 def derived(
-    parents: Sequence[TensorRef], shape: Sequence[int], dtype: Dtype, make: Make, name: str = ""
+    parents: Sequence[TensorRef],
+    shape: Sequence[int],
+    dtype: Dtype,
+    make: Make,
+    name: str = "",
+    *,
+    weights: Sequence[float] | None = None,
 ) -> TensorRef:
     """A tensor of `shape` and `dtype` whose words `make` gives; named after its first parent."""
     length = prod(shape) * dtype.bits // 8
-    source = DerivedSource(parents, make, length)
+    source = DerivedSource(parents, make, length, weights)
     found = name or (parents[0].name if parents else "")
     return TensorRef(found, dtype, tuple(shape), 0, length, source)
 
@@ -251,7 +267,7 @@ def weighted_sum(terms: Sequence[tuple[float, TensorRef]]) -> TensorRef:
         return total
 
     parents = [float64(ref) for _, ref in terms]
-    return derived(parents, parents[0].shape, F64, make)
+    return derived(parents, parents[0].shape, F64, make, weights=weights)
 
 
 def product(left: TensorRef, right: TensorRef) -> TensorRef:

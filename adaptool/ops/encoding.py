@@ -14,6 +14,7 @@ from adaptool.model.derived import leaves
 from adaptool.model.encoding import Destination, Encoded, Loss
 from adaptool.model.plan import Plan
 from adaptool.model.reading import is_allowed
+from adaptool.readers import check
 from adaptool.store.tensors import TensorRef
 
 GGUF_SUFFIX = ".gguf"
@@ -30,7 +31,8 @@ def encoded(
 ) -> tuple[Encoded, Adapter, tuple[str, ...]]:
     """The adapter in `layout`, what is kept of it, and the names of tensors left out as allowed.
 
-    MismatchError (exit 4) lists what the layout cannot hold and `allow_drop` does not name.
+    MismatchError (exit 4) lists what the layout cannot hold and `allow_drop` does not name. What
+    is encoded is read as the program reads it that loads such files: errors as in `readers.check`.
     """
     _check_suffix(layout, destination)
     target = writable()[layout]
@@ -48,7 +50,9 @@ def encoded(
     if not kept.deltas and not kept.replaced:
         message = f"{layout} can hold none of its {len(adapter.deltas)} modules"
         raise MismatchError(message, code=Code.LAYOUT_CANNOT_HOLD, file=adapter.name)
-    return target.encode(kept, destination), kept, dropped
+    body = target.encode(kept, destination)
+    check(kept, layout, body, destination.base)
+    return body, kept, dropped
 
 
 def _check_suffix(layout: str, destination: Destination) -> None:
