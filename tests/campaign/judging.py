@@ -229,23 +229,27 @@ def _judge_adapter(
     scene: Scene, out: Path, wanted: torch.Tensor, weights: Tensors | None, *, what: str
 ) -> None:
     """PEFT loads `out` onto the base and computes what is meant."""
-    vocabulary = _vocabulary(scene)
-    try:
-        tuned, problems = peft_reads(scene.base, out, vocabulary)
-        found = answer(tuned)
-    except Exception as error:
-        text = f"{type(error).__name__}: {error}".replace("\n", " ")[:200]
-        raise Wrong(f"PEFT does not load {what}: {text}") from error
-    known = set().union(*(truth.problems for truth in scene.truths))
-    if problems - known:
-        raise Wrong(f"PEFT about {what}: {len(problems - known)} {sorted(problems - known)[:3]}")
+    found = answer(_read_by_peft(scene, out, what))
     error = distance(found, wanted, scene.base.answer)
     if error > NEAR:
         raise Wrong(f"PEFT's forward of {what}: {error:.3g}")
     if weights is not None:
-        wrong = different(merged_by_peft(scene.base, out, vocabulary), weights)
+        wrong = different(merged_by_peft(scene.base, out, _vocabulary(scene)), weights)
         if wrong:
             raise Wrong(f"weights of {what} that no output shows: {len(wrong)} {wrong[:3]}")
+
+
+def _read_by_peft(scene: Scene, out: Path, what: str) -> Any:
+    """PEFT's model of `out`; it may miss or leave over no key that it did not with the inputs."""
+    try:
+        tuned, problems = peft_reads(scene.base, out, _vocabulary(scene))
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".replace("\n", " ")[:200]
+        raise Wrong(f"PEFT does not load {what}: {text}") from error
+    new = problems - set().union(*(truth.problems for truth in scene.truths))
+    if new:
+        raise Wrong(f"PEFT about {what}: {len(new)} {sorted(new)[:3]}")
+    return tuned
 
 
 def _merge_case(scene: Scene) -> None:
@@ -337,9 +341,7 @@ def _resize_case(scene: Scene) -> None:
 
 def _check_bound(scene: Scene, wanted: Tensors, bound: float) -> None:
     """The error of what PEFT makes of a lower rank is within the one that was reported."""
-    _, problems = peft_reads(scene.base, scene.out())
-    if problems - scene.truths[0].problems:
-        raise Wrong(f"PEFT about the resized adapter: {sorted(problems)[:3]}")
+    _read_by_peft(scene, scene.out(), "the resized adapter")
     found = merged_by_peft(scene.base, scene.out())
     error = change = 0.0
     for name, plain in scene.base.state.items():
