@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from adaptool.api import (
+        Strength,
         combine,
         convert,
         diff,
@@ -58,6 +59,7 @@ __all__ = [
     "OutputError",
     "RemoteError",
     "ResourceError",
+    "Strength",
     "UsageError",
     "__version__",
     "combine",
@@ -75,7 +77,7 @@ __all__ = [
     "verify",
 ]
 
-_ERRORS = frozenset(name for name in __all__ if name[0].isupper())
+_ERRORS = frozenset(name for name in __all__ if name[0].isupper()) - {"Strength"}
 
 
 def __getattr__(name: str) -> object:

@@ -10,8 +10,10 @@ from adaptool.api.pushing import push
 from adaptool.api.reading import inspect, validate
 from adaptool.api.running import run
 from adaptool.api.unmerging import unmerge
+from adaptool.model.options import Strength
 
 __all__ = [
+    "Strength",
     "combine",
     "convert",
     "diff",

@@ -16,6 +16,7 @@ from adaptool.engine.algebra import FactorAlgebra
 from adaptool.model.adapter import Adapter
 from adaptool.model.adapter_results import ConvertResult, ResizeResult
 from adaptool.model.convert_options import ConvertOptions
+from adaptool.model.keywords import reads_keywords
 from adaptool.model.options import Machine, OutputDtype, chosen
 from adaptool.model.reading import Told
 from adaptool.model.resize_options import ResizeOptions
@@ -26,6 +27,7 @@ from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.disk import Disk
 
 
+@reads_keywords
 def resize(
     adapter: Path | str,
     out: Path | str | None = None,
@@ -104,6 +106,7 @@ def resize(
     )
 
 
+@reads_keywords
 def convert(
     adapter: Path | str,
     out: Path | str,

@@ -17,12 +17,14 @@ from adaptool.engine.algebra import FactorAlgebra
 from adaptool.model.adapter_results import CombineResult
 from adaptool.model.algebra import Measured
 from adaptool.model.combine_options import CombineOptions, weights_for
+from adaptool.model.keywords import reads_keywords
 from adaptool.model.options import Machine, OutputDtype, chosen
 from adaptool.model.reading import Told
 from adaptool.ops.combine import combined
 from adaptool.store.disk import Disk
 
 
+@reads_keywords
 def combine(
     *adapters: Path | str,
     out: Path | str | None = None,

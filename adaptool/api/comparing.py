@@ -11,11 +11,13 @@ from adaptool.api.door import Door, Progress
 from adaptool.api.on_base import OnBase
 from adaptool.engine.values import TensorValues
 from adaptool.model.comparisons import DiffResult
+from adaptool.model.keywords import reads_keywords
 from adaptool.model.options import Machine
 from adaptool.model.reading import Told
 from adaptool.ops.differences import diff_paths
 
 
+@reads_keywords
 def diff(
     a: Path | str,
     b: Path | str,

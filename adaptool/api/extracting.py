@@ -16,6 +16,7 @@ from adaptool.engine.extraction import DifferenceExtractor
 from adaptool.model.adapter_results import ExtractedModule, ExtractResult
 from adaptool.model.algebra import Measured
 from adaptool.model.extract_options import ExtractOptions
+from adaptool.model.keywords import reads_keywords
 from adaptool.model.options import Machine, OutputDtype, chosen
 from adaptool.ops.extract import Extracted, extracted
 from adaptool.ops.provenance import base_input
@@ -23,6 +24,7 @@ from adaptool.store.checkpoint import open_checkpoint
 from adaptool.store.disk import Disk
 
 
+@reads_keywords
 def extract(
     base: Path | str,
     tuned: Path | str,

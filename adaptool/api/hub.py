@@ -13,6 +13,7 @@ from adaptool.api.door import Progress
 from adaptool.errors import AdaptoolError, ResourceError, UsageError
 from adaptool.findings import Code, Finding, Severity
 from adaptool.model.hub_results import PullResult, pulled_receipt
+from adaptool.model.keywords import reads_keywords
 from adaptool.model.receipt import OutputEntry, sums
 from adaptool.remote.download import fetch, fetch_document
 from adaptool.remote.hub import Origin, quiet
@@ -33,6 +34,7 @@ from adaptool.store.weight_files import INDEX_SUFFIX
 _SHOWN = 5
 
 
+@reads_keywords
 def pull(
     uri: str,
     out: Path | str,

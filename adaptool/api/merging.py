@@ -16,6 +16,7 @@ from adaptool.engine.reversing import Reversing
 from adaptool.engine.run import run
 from adaptool.errors import UsageError
 from adaptool.findings import Code
+from adaptool.model.keywords import reads_keywords
 from adaptool.model.options import Machine, MergeOptions, Strength
 from adaptool.model.plan import Plan
 from adaptool.model.results import MergeResult, VerifyResult
@@ -31,6 +32,7 @@ from adaptool.store.own_files import LARGEST_RECEIPT, RECEIPT
 BYTES = -1  # verify's tolerance: even -0 for 0 counts
 
 
+@reads_keywords
 def merge(
     base: Path | str,
     adapter: Path | str,
@@ -108,6 +110,7 @@ def merge(
     return _merge_result(output, plan, done, began)
 
 
+@reads_keywords
 def verify(
     base: Path | str,
     adapter: Path | str,

@@ -7,12 +7,14 @@ from pathlib import Path
 from adaptool.api.door import Progress
 from adaptool.api.shipping import Card, Shipment
 from adaptool.model.hub_results import PushResult
+from adaptool.model.keywords import reads_keywords
 from adaptool.model.receipt import OutputEntry
 from adaptool.remote.hub import client
 from adaptool.remote.upload import Pushed, refuse_mixture, target
 from adaptool.remote.uri import HubUri, check_local
 
 
+@reads_keywords
 def push(
     path: Path | str,
     uri: str,

@@ -12,6 +12,7 @@ from adaptool.api.door import Door
 from adaptool.engine.values import TensorValues
 from adaptool.errors import AdaptoolError, InternalError, Interrupted, ResourceError
 from adaptool.model.inspected import Inspected
+from adaptool.model.keywords import reads_keywords
 from adaptool.model.reading import Told
 from adaptool.model.results import AdapterSummary, CheckpointSummary, ValidateResult
 from adaptool.model.validated import Validated
@@ -26,6 +27,7 @@ from adaptool.store.safe_names import printable
 from adaptool.store.single_file import refuse_directory, write_file
 
 
+@reads_keywords
 def inspect(
     path: Path | str,
     *more: Path | str,
@@ -87,6 +89,7 @@ def _as_given(
     return replace(found, items=items)
 
 
+@reads_keywords
 def validate(
     path: Path | str,
     *more: Path | str,

@@ -14,6 +14,7 @@ from adaptool.api.door import Progress
 from adaptool.api.recipe_verbs import RecipeVerbs
 from adaptool.errors import AdaptoolError, RemoteError
 from adaptool.findings import Code
+from adaptool.model.keywords import reads_keywords
 from adaptool.model.receipt import versions
 from adaptool.model.run_results import RunResult, StepResult, StepStatus
 from adaptool.recipes.checking import ReadyStep, ready_steps, refuse_outside, refuse_within
@@ -40,6 +41,7 @@ Watch = Callable[[str], AbstractContextManager[Progress | None]]
 _NOT_WORK = frozenset({"device", "threads"})
 
 
+@reads_keywords
 def run(
     recipe: Path | str,
     *,

@@ -19,6 +19,7 @@ from adaptool.engine.remembered import Remembered, remembered
 from adaptool.engine.restoring import Restoring, check_blocks, sidecar_refs
 from adaptool.errors import InputError, IntegrityError, MismatchError
 from adaptool.findings import Code
+from adaptool.model.keywords import reads_keywords
 from adaptool.model.options import Machine, MergeOptions, Precision, Strength
 from adaptool.model.plan import Document, Plan
 from adaptool.model.unmerged import UnmergeResult
@@ -76,6 +77,7 @@ class _Undoing:
     exact: bool
 
 
+@reads_keywords
 def unmerge(
     merged: Path | str,
     adapter: Path | str,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from numbers import Real
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeGuard, TypeVar
 
 from adaptool.errors import UsageError
 from adaptool.findings import Code
@@ -62,6 +63,16 @@ class Quantized(StrEnum):
     KEEP = "keep"
 
 
+def is_finite(value: object) -> TypeGuard[Real]:
+    """Whether `value` is a finite number; True and False are none, text is none."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond float64
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What does the work: never part of the result's bytes."""
@@ -84,9 +95,9 @@ class Strength:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse a weight that is no number."""
-        if not math.isfinite(self.weight):
-            message = f"a weight must be a finite number, not {self.weight}"
+        """Refuse a weight that is no finite number."""
+        if not is_finite(self.weight):
+            message = f"a weight must be a finite number, not {self.weight!r}"
             raise UsageError(message, code=Code.USAGE, field="--weight")
 
 

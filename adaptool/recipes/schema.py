@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
+from adaptool.model.keywords import Kind
 from adaptool.recipes.recipe import MOST_STEPS, NAME, SCHEMA
-from adaptool.recipes.words import Kind, Option, Verb
+from adaptool.recipes.words import Option, Verb
 from adaptool.store.documents import encode_json
 
 SCHEMA_FILE = "recipe.schema.json"

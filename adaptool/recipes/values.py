@@ -10,11 +10,12 @@ from typing import Any
 
 from adaptool.findings import Code
 from adaptool.model.byte_sizes import bytes_of
+from adaptool.model.keywords import Kind
 from adaptool.model.options import Strength
 from adaptool.recipes.document import Listed, Mapped, Node, Scalar
 from adaptool.recipes.place import Place
 from adaptool.recipes.variables import Variables
-from adaptool.recipes.words import Kind, Option
+from adaptool.recipes.words import Option
 from adaptool.store.addresses import as_written, is_address
 from adaptool.store.safe_names import printable
 

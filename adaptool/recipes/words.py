@@ -7,15 +7,12 @@ may be is the keyword's annotation; a Path is an input unless its name is one of
 from __future__ import annotations
 
 import inspect
-import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from enum import Enum, auto
-from pathlib import Path
-from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints
+from typing import Any, Protocol, get_type_hints
 
 from adaptool.findings import Finding
-from adaptool.model.options import Strength
+from adaptool.model.keywords import Kind, kind_of
 
 WRITTEN = frozenset({"out", "html", "provenance", "bom"})
 # The run decides these for all steps.
@@ -33,18 +30,6 @@ class Result(Protocol):
     def as_json(self) -> dict[str, Any]:
         """The object that the verb's `--json` prints."""
         ...
-
-
-class Kind(Enum):
-    """What an option takes."""
-
-    TEXT = auto()
-    PATH = auto()
-    WHOLE = auto()
-    NUMBER = auto()
-    FLAG = auto()
-    SIZE = auto()
-    STRENGTH = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +100,7 @@ def _option(
 ) -> Option | None:
     """The option that sets `parameter`; None where no recipe can say what it takes."""
     name = parameter.name
-    kind, several = _kind(name, hint)
+    kind, several = kind_of(name, hint)
     if kind is None or name in _OF_THE_RUN:
         return None
     variadic = parameter.kind is parameter.VAR_POSITIONAL
@@ -129,29 +114,3 @@ def _option(
         required,
         tuple(choices.get(name, ())) if kind is Kind.TEXT else (),
     )
-
-
-def _kind(name: str, hint: object) -> tuple[Kind | None, bool]:
-    """What the annotation `hint` takes, and whether it takes several of them."""
-    members = _members(hint)
-    for member in members:
-        if get_origin(member) is Sequence:
-            return _kind(name, get_args(member)[0])[0], True
-    if Strength in members:
-        return Kind.STRENGTH, False
-    if Path in members:
-        return Kind.PATH, False
-    plain = {bool: Kind.FLAG, float: Kind.NUMBER, int: Kind.WHOLE, str: Kind.TEXT}
-    found = next((kind for type_, kind in plain.items() if type_ in members), None)
-    return (Kind.SIZE if found is Kind.WHOLE and _is_size(name) else found), False
-
-
-def _is_size(name: str) -> bool:
-    """Whether the number of this name is one of bytes, and may have a unit."""
-    return name == "budget" or name.endswith(("_size", "_bytes"))
-
-
-def _members(hint: object) -> tuple[object, ...]:
-    if get_origin(hint) in (types.UnionType, Union):
-        return tuple(each for each in get_args(hint) if each is not type(None))
-    return (hint,)
