@@ -426,6 +426,8 @@ CONFIGS: tuple[BadAdapter, ...] = (
         "C4-endless", 3, Code.JSON_TOO_DEEP, with_text('{"r":' + "[" * 90_000 + "]" * 90_000 + "}")
     ),
     _in_config("C5", 3, Code.FIELD_MISSING, with_config(peft_type=...), field="peft_type"),
+    *_wrong_types("C6", "peft_type", ["LORA"], {"LORA": 1}, 7, True),
+    *_wrong_types("C6", "task_type", ["CAUSAL_LM"], {"SEQ_CLS": 1}, 7, True),
     _in_config("C6", 3, Code.PEFT_TYPE_UNKNOWN, with_config(peft_type="EVIL"), field="peft_type"),
     _in_config(
         "C7", 4, Code.TUNER_NOT_MERGEABLE, with_config(peft_type="PREFIX_TUNING"), field="peft_type"

@@ -284,6 +284,9 @@ def _tables(config: Mapping[str, Any]) -> None:
 
 
 def _others(config: Mapping[str, Any]) -> None:
+    task = config.get("task_type")
+    if task is not None and not isinstance(task, str):
+        raise _refuse("task_type", task, "a string such as CAUSAL_LM, or null")
     bias = config.get("bias", "none")
     if config.get("peft_type") == "LORA" and bias not in ("none", "all", "lora_only"):
         raise _refuse("bias", bias, "none, all or lora_only")
