@@ -430,9 +430,16 @@ def _own_recipes(
         recipe: dict[str, Any] = {"base": model.base_model_prefix, "apply": _keys_of(model)}
         if slots := _slots(model):
             recipe.update(slots=slots, inner=sorted(set(config_types(model.config)[1:])))
-        if (recipe["apply"] or slots) and recipe not in own:
-            own.append(recipe)
-    return own
+        same = next((other for other in own if _without_classes(other) == recipe), None)
+        if same is not None:
+            same["classes"].append(name)
+        else:
+            own.append({"classes": [name], **recipe})
+    return own if any(each["apply"] or "slots" in each for each in own) else []
+
+
+def _without_classes(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in recipe.items() if key != "classes"}
 
 
 def table(failures: dict[str, str] | None = None) -> dict[str, Any]:

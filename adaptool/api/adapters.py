@@ -22,6 +22,7 @@ from adaptool.model.reading import Told
 from adaptool.model.resize_options import ResizeOptions
 from adaptool.ops.convert import Converted, converted
 from adaptool.ops.encoding import kept_of
+from adaptool.ops.identity import settled
 from adaptool.ops.resize import resized
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.disk import Disk
@@ -151,8 +152,10 @@ def convert(
         inputs = [Opened.at(door, Path(adapter), reading)]
         if init_adapter is not None:
             inputs.append(Opened.at(door, Path(init_adapter), reading, -1.0))
-        first = inputs[0].adapter
-        initial = inputs[1].adapter if init_adapter is not None else None
+        # PEFT's keys are the names of the library's modules, which the base's lead to.
+        named = reading.base if options.to == "peft" else None
+        read = settled([each.adapter for each in inputs], named)
+        first, initial = read[0], read[1] if init_adapter is not None else None
         algebra = FactorAlgebra(machine)
         made = converted(first, options, algebra, initial=initial, based=beside.based)
         attesting = Attesting.of(checksum=checksum, provenance=provenance, bom=bom)

@@ -21,6 +21,7 @@ from adaptool.model.keywords import reads_keywords
 from adaptool.model.options import Machine, OutputDtype, chosen
 from adaptool.model.reading import Told
 from adaptool.ops.combine import combined
+from adaptool.ops.identity import settled
 from adaptool.store.disk import Disk
 
 
@@ -78,7 +79,8 @@ def combine(
             for place, (path, weight) in enumerate(zip(adapters, options.weights, strict=True))
         ]
         target = Path(out) if out is not None else _default(inputs)
-        made = combined([each.adapter for each in inputs], options, algebra, beside.based)
+        named = settled([each.adapter for each in inputs], beside.names)
+        made = combined(named, options, algebra, beside.based)
         attesting = Attesting.of(checksum=checksum, provenance=provenance, bom=bom)
         output = Output(
             target, "combine", machine, overwrite, progress, disk or Disk(), attesting, private

@@ -86,6 +86,8 @@ def extract(
 def _modules(made: Extracted, measured: Mapping[str, Measured]) -> tuple[ExtractedModule, ...]:
     rows = []
     for delta in made.adapter.deltas:
+        if delta.parameter not in made.differences:
+            continue  # zeros, so that PEFT finds a module that it targets
         found = measured.get(made.differences[delta.parameter].name)
         error = math.sqrt(found.error / found.norm) if found and found.norm else None
         module = delta.parameter.removesuffix(".weight")

@@ -9,7 +9,11 @@ from typing import Any
 # Their linear layers are transformers' Conv1D: the weight is stored (in, out).
 CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
 # Their stacked experts are stored (experts, in, out).
-TRANSPOSED_EXPERTS = frozenset({"gpt_oss", "openai_privacy_filter", "aria"})
+TRANSPOSED_EXPERTS = frozenset({"gpt_oss", "openai_privacy_filter", "aria", "aria_text"})
+# So are these, but PEFT takes the axes of their deltas for (experts, out, in) all the same.
+SWAPPED_EXPERTS = frozenset({"llama4", "llama4_text"})
+# Their gate_up_proj holds gate and up in turns, not one after the other.
+INTERLEAVED_EXPERTS = frozenset({"gpt_oss"})
 
 
 @dataclass(frozen=True, slots=True)

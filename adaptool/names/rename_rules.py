@@ -239,20 +239,47 @@ def base_prefixes(model_types: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(own))
 
 
-def readings(model_types: Sequence[str]) -> tuple[Reading, ...]:
+def readings(model_types: Sequence[str], classes: Sequence[str] = ()) -> tuple[Reading, ...]:
     """The distinct recipes that may have applied to a model of these types, outermost first.
 
+    Where the table knows one of the `classes` (config.architectures), only that class's.
     Always at least one: names that transformers renames in every model (`LayerNorm.gamma`).
     """
-    return _readings(tuple(dict.fromkeys(model_types)))
+    return _readings(tuple(dict.fromkeys(model_types)), tuple(classes))
 
 
-@lru_cache(maxsize=64)
-def _readings(model_types: tuple[str, ...]) -> tuple[Reading, ...]:
+@lru_cache(maxsize=1024)
+def _readings(model_types: tuple[str, ...], classes: tuple[str, ...]) -> tuple[Reading, ...]:
     found: dict[tuple[tuple[str, str], ...], Reading] = {}
-    for base, steps in _recipes(model_types):
+    for base, steps in _recipes(model_types, classes):
         found.setdefault(steps, Reading(_rules(base, steps)))
     return tuple(found.values())[:MOST_READINGS] or (Reading(_rules("", ())),)
+
+
+@lru_cache(maxsize=1)
+def every_reading() -> tuple[tuple[str, Reading], ...]:
+    """Every distinct recipe of every family, with the first model type that has it."""
+    found: dict[tuple[tuple[str, str], ...], tuple[str, Reading]] = {}
+    for kind in sorted(table()["models"]):
+        for base, steps in _recipes((kind,), ()):
+            if steps not in found:
+                found[steps] = (kind, Reading(_rules(base, steps)))
+    return tuple(found.values())
+
+
+def kinds_named(text: str) -> tuple[str, ...]:
+    """The model types that a text names, as `Qwen2.5-VL-7B` does `qwen2_5_vl`: the longest one's.
+
+    () where none of four letters or more stands in it.
+    """
+    plain = _plain(text)
+    found = [kind for kind in table()["models"] if len(_plain(kind)) > 3 and _plain(kind) in plain]
+    most = max((len(_plain(kind)) for kind in found), default=0)
+    return tuple(kind for kind in found if len(_plain(kind)) == most)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
 def _rules(base: str, steps: tuple[tuple[str, str], ...]) -> list[Rule]:
@@ -264,22 +291,33 @@ def _rules(base: str, steps: tuple[tuple[str, str], ...]) -> list[Rule]:
     return every
 
 
-def _recipes(model_types: tuple[str, ...]) -> Iterable[tuple[str, tuple[tuple[str, str], ...]]]:
+def _recipes(
+    model_types: tuple[str, ...], classes: tuple[str, ...]
+) -> Iterable[tuple[str, tuple[tuple[str, str], ...]]]:
     models = table()["models"]
     outer = next((kind for kind in model_types if kind in models), None)
     if outer is None:
         return
     inner = [kind for kind in model_types if kind in models and kind != outer]
-    for recipe in models[outer].get("recipes", ()):
+    for recipe in _of_classes(_own_recipes(outer), classes):
         # A slot takes any model. Where the config names another type than the default one, the
         # rules of that type apply below the slot. Which of several slots it is in is not known,
         # but a rule for a language model does not match in a vision tower.
         free = [slot for slot, kind in recipe.get("slots", ()) if inner and kind not in inner]
         foreign = [kind for kind in inner if kind not in recipe.get("inner", ())] if free else []
         usual = [(place, key) for place, key in recipe["apply"] if not _is_below(place, free)]
-        for choice in range(max((len(_own_recipes(kind)) for kind in foreign), default=1) or 1):
+        counts = [len(_of_classes(_own_recipes(kind), ())) for kind in foreign]
+        for choice in range(max(counts, default=1) or 1):
             steps = [step for slot in free for kind in foreign for step in _in(slot, kind, choice)]
             yield recipe["base"], tuple(dict.fromkeys((*usual, *steps)))
+
+
+def _of_classes(
+    recipes: Sequence[Mapping[str, Any]], classes: Sequence[str]
+) -> Sequence[Mapping[str, Any]]:
+    """The recipes of these classes; where none is known, every one that does something."""
+    own = [recipe for recipe in recipes if not set(classes).isdisjoint(recipe["classes"])]
+    return own or [recipe for recipe in recipes if recipe["apply"] or "slots" in recipe]
 
 
 def _own_recipes(kind: str) -> Sequence[Mapping[str, Any]]:
@@ -293,7 +331,7 @@ def _is_below(place: str, slots: Sequence[str]) -> bool:
 
 def _in(slot: str, kind: str, choice: int) -> Iterator[tuple[str, str]]:
     # The classes of a type have recipes of their own; the slot holds one of them.
-    recipes = _own_recipes(kind)
+    recipes = _of_classes(_own_recipes(kind), ())
     for recipe in recipes[min(choice, len(recipes) - 1) :][:1]:
         for place, key in recipe["apply"]:
             yield slot if place == _ROOT else _below(slot, recipe["base"], place), key

@@ -62,17 +62,27 @@ class CheckpointNames:
     bring no renames. Building is O(1); the first question reads every name once.
     """
 
-    def __init__(self, names: Iterable[str], model_types: Sequence[str] = ()) -> None:
-        """Remember the names; the order does not matter."""
+    def __init__(
+        self, names: Iterable[str], model_types: Sequence[str] = (), classes: Sequence[str] = ()
+    ) -> None:
+        """Remember the names; the order does not matter. `classes`: config.architectures."""
         self.names = frozenset(names)
         self.model_types = tuple(model_types)
-        self._readings = readings(self.model_types)
+        self._readings = readings(self.model_types, classes)
         self._prefixes = base_prefixes(self.model_types)
         self._typed = any(known(kind) for kind in self.model_types)
 
     @cached_property
     def _indices(self) -> tuple[_Index, ...]:
         return tuple(_index(reading, self.names) for reading in self._readings)
+
+    def parameters(self) -> dict[str, tuple[Placement, ...]]:
+        """Every parameter that the model has once it is loaded, with its pieces.
+
+        () where the checkpoint does not hold all of it. Of several recipes the first one's.
+        """
+        index = self._indices[0]
+        return {parameter: index.placements(parameter) for parameter in index.entries}
 
     def placements(self, parameter: str) -> tuple[Placement, ...]:
         """Every piece of a module parameter, such as `model.layers.0.mlp.experts.down_proj`.

@@ -19,6 +19,7 @@ from adaptool.model.reading import AS_IT_STANDS, Reading
 from adaptool.model.values import Comparison, ValueReader, total
 from adaptool.ops.artifact import open_artifact
 from adaptool.ops.base_norms import opened_drafts
+from adaptool.ops.identity import settled
 from adaptool.ops.similarity import shape
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.checkpoint import Checkpoint
@@ -142,7 +143,8 @@ def diff_paths(
             stack.callback(each.close)
         one, other = opened
         if isinstance(one, AdapterFiles) and isinstance(other, AdapterFiles):
-            first, second = decode(one, readings[0]), decode(other, readings[1])
+            decoded = [decode(one, readings[0]), decode(other, readings[1])]
+            first, second = settled(decoded, readings[0].base)
             ledger = _answered(_about_adapters(values, first, second), values, report)
             return ledger.result("adapter", _adapter_structure(first, second))
         if isinstance(one, Checkpoint) and isinstance(other, Checkpoint):
