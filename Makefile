@@ -3,6 +3,7 @@
 # make test-all   the same, with the slow tests
 # make bench      time merges, resize, combine against cp and PEFT, and merges from and to a Hub
 # make campaign   N=1000 random cases, judged by PEFT and transformers; SEED=17 replays one
+#                 HALF=diffusion: denoisers of diffusers across layouts
 # make lint       lint and types only
 #
 # PYTHON=python3.12 make ... picks the interpreter; it needs 3.11 or newer.
@@ -23,6 +24,7 @@ BENCH_ARGS ?=
 N ?= 1000
 FIRST ?= 0
 SEED ?=
+HALF ?= models
 
 .PHONY: demo test test-all lint bench campaign clean
 
@@ -52,7 +54,7 @@ bench: $(TESTING)
 	$(BIN)/python tests/benchmarks/hub_speed.py $(BENCH_ARGS)
 
 campaign: $(TESTING)
-	PYTHONPATH=tests $(BIN)/python -m campaign.run -n $(N) --first $(FIRST) $(if $(SEED),--seed $(SEED))
+	PYTHONPATH=tests $(BIN)/python -m campaign.run -n $(N) --first $(FIRST) --half $(HALF) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf $(VENV) build dist

@@ -2,8 +2,9 @@
 
     SEED=17 make campaign      replays one case and prints what it was
     make campaign N=500 FIRST=9000
+    make campaign N=100 HALF=diffusion    denoisers of diffusers, across layouts
 
-Results are appended to build/campaign.jsonl; seeds that stand there are not run again.
+Results are appended to a file under build/; seeds that stand there are not run again.
 """
 
 from __future__ import annotations
@@ -22,17 +23,21 @@ import traceback
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path("build/campaign.jsonl")
+RESULTS = {half: Path(f"build/campaign-{half}.jsonl") for half in ("models", "diffusion")}
 LIMIT_S = 120
 
 
-def one(seed: int) -> dict[str, Any]:
+def one(seed: int, half: str = "models") -> dict[str, Any]:
     """One case as a row of the results."""
-    from campaign.drawing import case_of
-    from campaign.judging import judge
+    if half == "models":  # imported here: the parent process needs no torch
+        from campaign.drawing import case_of
+        from campaign.judging import judge
+    else:
+        from campaign.diffusion import case_of, judge
 
     began = time.process_time()
     case = case_of(seed)
@@ -83,23 +88,25 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--half", choices=sorted(RESULTS), default="models")
     given = parser.parse_args()
+    results: Path = given.results or RESULTS[given.half]
     if given.seed is not None:
         prepare()
-        row = one(given.seed)
+        row = one(given.seed, given.half)
         print(json.dumps(row, indent=1))
         return int(row["outcome"] in {"wrong", "crash"})
     seeds = range(given.first, given.first + given.n)
-    done = {row["seed"]: row for row in _rows(given.results)}
+    done = {row["seed"]: row for row in _rows(results)}
     left = [seed for seed in seeds if seed not in done]
-    given.results.parent.mkdir(parents=True, exist_ok=True)
+    results.parent.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     with (
-        given.results.open("a") as file,
+        results.open("a") as file,
         context.Pool(given.jobs, prepare, maxtasksperchild=400) as pool,
     ):
-        for row in pool.imap_unordered(one, left):
+        for row in pool.imap_unordered(partial(one, half=given.half), left):
             file.write(json.dumps(row) + "\n")
             file.flush()
             done[row["seed"]] = row
