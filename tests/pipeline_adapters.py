@@ -17,8 +17,9 @@ from safetensors.numpy import load_file, save_file
 from adaptool import layouts
 from adaptool.layouts import writable
 from adaptool.model.adapter import Adapter
-from adaptool.model.derived import array, as_float64
+from adaptool.model.derived import array
 from adaptool.model.encoding import Destination, Encoded
+from adaptool.model.numbers import as_float64
 from adaptool.model.reading import AS_IT_STANDS, Reading
 from adaptool.ops.adapter_plan import adapter_plan
 from adaptool.store.adapter_files import open_adapter

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from adaptool.errors import InputError
 from adaptool.findings import Code
-from adaptool.model.derived import array, as_float64
+from adaptool.model.derived import array
+from adaptool.model.numbers import as_float64
 from adaptool.model.reading import Reading, is_allowed
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.tensors import TensorRef

@@ -9,15 +9,16 @@ which is the dtype of what they make: whoever writes it rounds once.
 from __future__ import annotations
 
 import itertools
-import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from adaptool.dtypes import DTYPES, Dtype
 from adaptool.errors import InternalError
 from adaptool.findings import Code
+from adaptool.model.elementwise import elementwise
+from adaptool.model.numbers import WORDS, as_float64
 from adaptool.model.view import Span
 from adaptool.store.source import check_unchanged
 from adaptool.store.tensors import TensorRef
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 F64 = DTYPES["F64"]
 F32 = DTYPES["F32"]
-WORDS = {8: "u1", 16: "<u2", 32: "<u4", 64: "<u8"}
 
 
 class DerivedSource:
@@ -257,17 +257,16 @@ def scaled(ref: TensorRef, factor: float) -> TensorRef:
 
 
 def weighted_sum(terms: Sequence[tuple[float, TensorRef]]) -> TensorRef:
-    """sum of `weight * ref` over tensors of one shape, in float64."""
+    """sum of `weight * ref` over tensors of one shape, in float64; made a part at a time."""
     weights = [weight for weight, _ in terms]
 
     def make(values: Sequence[Array]) -> Array:
-        total = values[0].view("<f8") * weights[0]
+        total = values[0] * weights[0]
         for weight, value in zip(weights[1:], values[1:], strict=True):
-            total += weight * value.view("<f8")
+            total += weight * value
         return total
 
-    parents = [float64(ref) for _, ref in terms]
-    return derived(parents, parents[0].shape, F64, make, weights=weights)
+    return elementwise([ref for _, ref in terms], make)
 
 
 def product(left: TensorRef, right: TensorRef) -> TensorRef:
@@ -318,66 +317,3 @@ def float64(ref: TensorRef) -> TensorRef:
         return as_float64(values[0], ref.dtype)
 
     return derived([ref], ref.shape, F64, make)
-
-
-def as_float64(words: Array, dtype: Dtype) -> Array:
-    """Numbers from the words that `array` gives."""
-    import numpy as np
-
-    native = _NATIVE.get(dtype.name)
-    if native is not None:
-        return _widened(words.view(native))
-    if dtype.name == "BF16":
-        return _widened((words.astype("<u4") << 16).view("<f4"))
-    if dtype.name in _SMALL_FLOATS:
-        return np.asarray(_float8_values(*_SMALL_FLOATS[dtype.name]))[words]
-    message = f"{dtype.name} holds no plain numbers"
-    raise InternalError(message, code=Code.DTYPE_NOT_COMPUTABLE)
-
-
-def _widened(values: Array) -> Array:
-    import numpy as np
-
-    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
-        return values.astype("<f8")
-
-
-_NATIVE: Mapping[str, str] = {
-    "F16": "<f2",
-    "F32": "<f4",
-    "F64": "<f8",
-    "I8": "<i1",
-    "I16": "<i2",
-    "I32": "<i4",
-    "I64": "<i8",
-    "U8": "<u1",
-    "U16": "<u2",
-    "U32": "<u4",
-    "U64": "<u8",
-}
-# Exponent bits, bias, and the words that are no numbers (IEEE's infinities and NaN where None).
-# Sources: OCP OFP8 1.0; for the FNUZ kinds (neither infinities nor -0) arXiv:2206.02915.
-_SMALL_FLOATS: Mapping[str, tuple[int, int, frozenset[int] | None]] = {
-    "F8_E4M3": (4, 7, frozenset({0x7F, 0xFF})),
-    "F8_E5M2": (5, 15, None),
-    "F8_E4M3FNUZ": (4, 8, frozenset({0x80})),
-    "F8_E5M2FNUZ": (5, 16, frozenset({0x80})),
-}
-
-
-def _float8_values(exponent_bits: int, bias: int, no_numbers: frozenset[int] | None) -> list[float]:
-    """The number that each of the 256 words stands for."""
-    mantissa_bits = 7 - exponent_bits
-    top = (1 << exponent_bits) - 1
-    values = []
-    for word in range(256):
-        exponent = (word & 0x7F) >> mantissa_bits
-        mantissa = word & ((1 << mantissa_bits) - 1)
-        fraction = mantissa / (1 << mantissa_bits)
-        value = (fraction if not exponent else 1 + fraction) * 2.0 ** (max(exponent, 1) - bias)
-        if no_numbers is None and exponent == top:
-            value = math.nan if mantissa else math.inf
-        elif no_numbers is not None and word in no_numbers:
-            value = math.nan
-        values.append(-value if word & 0x80 else value)
-    return values

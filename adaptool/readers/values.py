@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adaptool.model.derived import array, as_float64
+from adaptool.model.derived import array
 from adaptool.model.encoding import Encoded, Written
+from adaptool.model.numbers import as_float64
 from adaptool.model.reading import BaseNames
 
 LENGTH_BYTES = 8

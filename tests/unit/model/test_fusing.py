@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptool.dtypes import DTYPES
-from adaptool.model.derived import array, as_float64
+from adaptool.model.derived import array
 from adaptool.model.fusing import Pair, fused, split
+from adaptool.model.numbers import as_float64
 from adaptool.names.diffusion import Rows
 from adaptool.store.tensors import TensorRef
 from exact_numbers import exact_normal
