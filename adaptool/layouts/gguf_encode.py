@@ -14,7 +14,7 @@ from adaptool.layouts.rotary_rows import heads_of, is_turned, paired
 from adaptool.layouts.written import as_written
 from adaptool.model.adapter import Adapter
 from adaptool.model.derived import transposed
-from adaptool.model.encoding import Destination, Encoded, Loss, Written
+from adaptool.model.encoding import Destination, Encoded, Loss, Written, named_once
 from adaptool.names.gguf_names import (
     ARCHITECTURES,
     EMBEDDING,
@@ -59,6 +59,7 @@ def encode(adapter: Adapter, destination: Destination) -> Encoded:
     entries = [(each.name, each.dtype, each.ref.shape) for each in tensors]
     header, offsets, size = encode_gguf(_fields(adapter, architecture, alpha), entries)
     file = destination.file or FILE
+    named_once(file, tensors)
     return Encoded(file, header, tuple(tensors), tuple(offsets), whole=size)
 
 

@@ -70,6 +70,7 @@ def sort_keys(files: AdapterFiles, config: Mapping[str, Any]) -> Sorted:
     seen: dict[str, str] = {}
     adapters = _adapter_names(files.tensors)
     whole: list[Replaced] = []
+    biased = config.get("bias", "none") != "none"
     for key, ref in files.tensors.items():
         if not key.startswith(PREFIX):
             _sort_shared(found, key, ref, names)
@@ -82,7 +83,7 @@ def sort_keys(files: AdapterFiles, config: Mapping[str, Any]) -> Sorted:
             )
         seen[rest] = key
         if not _sort_key(found, rest, ref, names):
-            whole.append(_replaced(rest, ref, adapters))
+            whole.append(_replaced(rest, ref, adapters, biased=biased))
     found.replaced += _folded(whole)
     return found
 
@@ -138,11 +139,13 @@ def _split(rest: str, endings: Mapping[str, str]) -> tuple[str, str | None]:
     return rest, None
 
 
-def _replaced(rest: str, ref: TensorRef, adapters: frozenset[str]) -> Replaced:
+def _replaced(rest: str, ref: TensorRef, adapters: frozenset[str], *, biased: bool) -> Replaced:
+    """A whole tensor; `biased`: PEFT trained, and saved, whatever has "bias" in its name."""
     plain = rest.replace(ROWS_BASE, "base_layer.").replace(".base_layer.", ".")
     saved = _without_wrapper(plain, adapters)
-    copied = ".base_layer." in f".{rest}"
-    return Replaced(saved, ref, copied_base=copied, saved_module=saved != plain)
+    copied = ".base_layer." in rest.replace(ROWS_BASE, "base_layer.")
+    trained = biased and "bias" in saved
+    return Replaced(saved, ref, copied_base=copied and not trained, saved_module=saved != plain)
 
 
 def _without_wrapper(path: str, adapters: frozenset[str]) -> str:

@@ -63,7 +63,7 @@ def _is_explained(adapter: Adapter, item: Replaced) -> bool:
         or bool(item.tuner)
         or item.saved_module
         or _is_saved(adapter, item.parameter)
-        or (item.parameter.endswith(".bias") and adapter.config.get("bias", "none") != "none")
+        or ("bias" in item.parameter and adapter.config.get("bias", "none") != "none")
         or item.parameter.rpartition(".")[0].rpartition(".")[2] in EMBEDDINGS
     )
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from adaptool.dtypes import Dtype
-from adaptool.findings import Finding
+from adaptool.errors import InternalError
+from adaptool.findings import Code, Finding
 from adaptool.model.plan import Document
 from adaptool.model.reading import BaseNames
 from adaptool.store.header import canonical_order, encode_header, tensor_bytes
@@ -68,6 +69,17 @@ class Encoded:
         return max(self.whole, len(self.header), *ends)
 
 
+def named_once(file: str, tensors: Sequence[Written]) -> dict[str, Written]:
+    """The tensors by name; InternalError where two have one: the file would hold the last."""
+    found: dict[str, Written] = {}
+    for tensor in tensors:
+        if tensor.name in found:
+            message = "two tensors of this name were about to be written"
+            raise InternalError(message, code=Code.INTERNAL, file=file, tensor=tensor.name)
+        found[tensor.name] = tensor
+    return found
+
+
 def in_safetensors(
     file: str,
     tensors: Sequence[Written],
@@ -76,7 +88,7 @@ def in_safetensors(
     findings: tuple[Finding, ...] = (),
 ) -> Encoded:
     """A safetensors file in the order in which the library writes."""
-    by_name = {tensor.name: tensor for tensor in tensors}
+    by_name = named_once(file, tensors)
     entries = canonical_order([(each.name, each.dtype, each.ref.shape) for each in tensors])
     header = encode_header(entries, dict(metadata))
     ordered, offsets, end = [], [], len(header)

@@ -1,17 +1,20 @@
 """The plan of an adapter to be written: rows that only copy what their sources make.
 
-The same engine, staging and receipt as for a model. Tensors that come out of one computation are
+The same engine, staging and receipt as for a model; NaN and infinities are refused on their way.
+Tensors that come out of one computation are
 rows far enough apart that several workers find work, and near enough that few results are kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from adaptool.findings import Finding
 from adaptool.model.encoding import Encoded
+from adaptool.model.finite import finite
 from adaptool.model.options import Precision
 from adaptool.model.plan import Document, OutputFile, Plan, Row
 from adaptool.store.header import tensor_bytes
@@ -45,7 +48,7 @@ def adapter_plan(
     ]
     copied = [Document(path.name, copy_of=path) for path in companions]
     return Plan(
-        rows=tuple(_in_waves(rows)),
+        rows=tuple(replace(row, source=finite(row.source)) for row in _in_waves(rows)),
         files=(OutputFile(encoded.file, encoded.header, encoded.size),),
         documents=(*encoded.documents, *copied),
         precision=Precision.FLOAT64,

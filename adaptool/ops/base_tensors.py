@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
 
 from adaptool.errors import MismatchError
 from adaptool.findings import Code
-from adaptool.model.adapter import Replaced
-from adaptool.model.derived import joined, taken, transposed
+from adaptool.model.adapter import Adapter, Replaced
+from adaptool.model.derived import reshaped, taken, transposed
 from adaptool.model.view import View
 from adaptool.names.families import head_count, key_value_heads, model_types
-from adaptool.names.resolver import Resolution, Resolver
+from adaptool.names.resolver import Resolver
 from adaptool.ops.base_norms import with_deltas
 from adaptool.ops.replacing import views_of
 from adaptool.ops.targets import Base
@@ -21,10 +22,10 @@ from adaptool.store.tensors import TensorRef
 class BaseTensors:
     """Looks up what a whole tensor of an adapter takes the place of; nothing is read for it."""
 
-    def __init__(self, base: Checkpoint, replication: Sequence[tuple[int, int]] = ()) -> None:
-        """`replication` is the adapters' `layer_replication`."""
+    def __init__(self, base: Checkpoint, beside: Adapter) -> None:
+        """`beside` is any of the adapters: it tells which layers were repeated."""
         self._name = base.name
-        drafts = with_deltas(base, (), replication)
+        drafts = with_deltas(base, [(replace(beside, deltas=(), replaced=()), 1.0)])
         self._tensors = {name: draft.source for name, draft in drafts.items()}
         kinds = model_types(base.config)
         shapes = {name: ref.shape for name, ref in self._tensors.items()}
@@ -43,11 +44,22 @@ class BaseTensors:
         )
         if found is None:
             return None
-        if _is_whole(found):
-            return self._tensors[found.placements[0].tensor]
-        places = list(views_of(item, found, self._base))
-        if len(places) == 1 and len(item.value.shape) <= 2:
-            name, view = places[0]
-            return _cut(self._tensors[name], view)
-        message = f"{self._name} stores this tensor in pieces, which are not put together here"
-        raise MismatchError(message, code=Code.UNSUPPORTED, tensor=item.parameter)
+        placement = found.placements[0]
+        partial = placement.of_parameter or placement.of_tensor or placement.unsupported
+        if len(found.placements) == 1 and not (found.fused or partial):
+            return self._tensors[placement.tensor]
+        places = list(views_of(item, found, self._base)) if item.rows is None else []
+        if len(places) != 1 or len(item.value.shape) > 2:
+            message = f"{self._name} stores this tensor in another form, in parts or in a stack"
+            hint = "merge them one after the other: merge BASE A OUT --add B"
+            raise MismatchError(message, code=Code.UNSUPPORTED, tensor=item.parameter, hint=hint)
+        (name, view), *_ = places
+        return reshaped(_cut(self._tensors[name], view), item.value.shape)
+
+
+def _cut(ref: TensorRef, view: View) -> TensorRef:
+    """The elements of a tensor of the base that the view names, in the adapter's order."""
+    rows = prod(ref.shape[: view.fold])
+    matrix = reshaped(ref, (rows, ref.elements // rows))
+    matrix = taken(taken(matrix, view.rows, axis=0), view.columns, axis=1)
+    return transposed(matrix) if view.transposed else matrix

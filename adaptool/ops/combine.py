@@ -1,13 +1,14 @@
 """Several adapters as one: a weighted sum of deltas, exact or by a method of `combinations/`.
 
-A module that an adapter lacks counts as a delta of 0 there. What is no delta (saved modules,
-biases, token rows) is averaged where all adapters have it and refused where they contradict.
+A parameter that an adapter lacks counts as no change there. What is no delta (saved modules,
+biases, token rows) is summed by what it changes, which takes the base unless weights add up to 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from adaptool.combinations import methods
 from adaptool.combinations.merging import check_options
@@ -18,13 +19,16 @@ from adaptool.model.adapter import Adapter, Delta, Form, Terms
 from adaptool.model.algebra import Algebra, Mixture, Weighted
 from adaptool.model.based import Change
 from adaptool.model.combine_options import CombineOptions
-from adaptool.model.derived import scaled, weighted_sum
+from adaptool.names.families import model_types
+from adaptool.ops.base_tensors import BaseTensors
 from adaptool.ops.based import Based, changes, sized
 from adaptool.ops.combined_config import combined_config, config_notes
-from adaptool.ops.combined_tensors import averaged
+from adaptool.ops.combined_shifts import SHIFT, combined_shifts, with_every_bias
+from adaptool.ops.combined_tensors import combined_tensors
 from adaptool.ops.factor_sums import Summand, factor_sum
 from adaptool.ops.low_rank import refuse_changed_base, written_dtype
 from adaptool.ops.plain_lora import is_thick
+from adaptool.ops.targeted_alike import targeted_alike
 
 # Seconds an element and worker that methods on whole deltas took where they were measured.
 SECONDS_AN_ELEMENT = 3e-7
@@ -43,7 +47,7 @@ class Entry:
 class Combined:
     """The combined adapter; `exact` where nothing but rounding separates it from the sum.
 
-    `through_base`: some modules were summed on the base, whose weights then decide the result.
+    `through_base`: values of the base's went into the result, which they then decide.
     """
 
     adapter: Adapter
@@ -74,34 +78,36 @@ def combined(
     _check(entries, method, based)
     groups = _groups(entries)
     through_base = _through_base(entries, groups, based)
+    whole = combined_tensors(entries, set(groups), options.dtype, _own_tensors(entries, based))
     exact = method == "cat"
     deltas: list[Delta] = []
     errors: list[AdaptoolError] = []
-    for parameter, group in groups.items():
+    kinds = None if based is None else model_types(based.base.config)
+    for parameter, parts in groups.items():
         try:
+            group = targeted_alike(parts, kinds)
             change = through_base.get(parameter)
             if change is not None and based is not None:
-                parts = [part.delta for part in group]
-                deltas.append(based.factored(parts, change, options.dtype, options.rank))
+                own = [part.delta for part in group]
+                deltas.append(based.factored(own, change, options.dtype, options.rank))
             elif not all(is_thick(part.delta) for part in group):
                 deltas.append(_module(parameter, group, method, options, algebra))
         except MismatchError as error:
             errors.append(error)
-    replaced, contradictions = averaged(entries, set(groups), options.dtype)
-    if errors or contradictions:
-        raise gathered([*errors, *contradictions])
+    if errors or whole.errors:
+        raise gathered([*errors, *whole.errors])
     deltas += _shifts(entries, deltas, options)
     first = entries[0].adapter
     made = replace(
         first,
         config=combined_config([entry.adapter for entry in entries]),
         deltas=tuple(deltas),
-        replaced=replaced,
+        replaced=whole.replaced,
         dropped=tuple(sorted({name for entry in entries for name in entry.adapter.dropped})),
         findings=(),
     )
     notes = (*config_notes([entry.adapter for entry in entries]), *_notes(method, deltas))
-    return Combined(made, exact, notes, bool(through_base))
+    return Combined(made, exact, notes, bool(through_base) or whole.on_base)
 
 
 def _method(options: CombineOptions) -> str:
@@ -179,12 +185,19 @@ def _through_base(
     return changes(based.base, summands, thick)
 
 
+def _own_tensors(entries: Sequence[Entry], based: Based | None) -> BaseTensors | None:
+    """The base's own tensors, where there is a base and somebody replaces any."""
+    if based is None or not any(entry.adapter.replaced for entry in entries):
+        return None
+    return BaseTensors(based.base, entries[0].adapter)
+
+
 def _groups(entries: Sequence[Entry]) -> dict[str, list[Weighted]]:
     """Parameter -> the deltas that update it, in the adapters' order."""
     groups: dict[str, list[Weighted]] = {}
     for entry in entries:
         for delta in entry.adapter.deltas:
-            if delta.tuner != "shift":
+            if delta.tuner != SHIFT:
                 part = Weighted(delta, entry.weight, entry.place)
                 groups.setdefault(delta.parameter, []).append(part)
     return groups
@@ -203,6 +216,7 @@ def _module(
     if method == "cat":
         summands = [_summand(part, algebra) for part in group]
         return replace(factor_sum(summands), dtype=dtype)
+    group = _one_of_each(group, algebra)
     first = group[0].delta
     _check_shapes(group)
     rank = options.rank or first.terms.rank or 1
@@ -226,16 +240,30 @@ def _summand(part: Weighted, algebra: Algebra) -> Summand:
     return Summand(algebra.factored(part.delta), part.weight)
 
 
+def _one_of_each(group: Sequence[Weighted], algebra: Algebra) -> list[Weighted]:
+    """One delta of each adapter: those that change a weight by several have one vote too."""
+    made: list[Weighted] = []
+    for _, parts in groupby(group, key=lambda part: part.place):
+        same = list(parts)
+        if len(same) > 1:
+            own = [_summand(replace(part, weight=1.0), algebra) for part in same]
+            same = [replace(same[0], delta=factor_sum(own))]
+        made += same
+    return made
+
+
 def _check_shapes(group: Sequence[Weighted]) -> None:
     first = group[0].delta.terms
     for part in group[1:]:
         terms = part.delta.terms
-        if (terms.form, terms.out, terms.inner, terms.experts, terms.kernel) != (
+        axes = [each.conventions.get("axes") for each in (first, terms)]
+        if (terms.form, terms.out, terms.inner, terms.experts, terms.kernel, axes[1]) != (
             first.form,
             first.out,
             first.inner,
             first.experts,
             first.kernel,
+            axes[0],
         ):
             message = (
                 f"{[terms.out, terms.inner]} in one adapter, {[first.out, first.inner]} in another"
@@ -267,29 +295,18 @@ def _plain_terms(terms: Terms, rank: int) -> Terms:
 
 def _shifts(
     entries: Sequence[Entry], deltas: Sequence[Delta], options: CombineOptions
-) -> Iterator[Delta]:
-    """lora_B's biases summed, under the scaling that their module has now."""
-    scalings = {delta.module: delta.terms.scaling for delta in deltas}
-    groups: dict[str, list[tuple[float, Delta]]] = {}
-    for entry in entries:
-        for delta in entry.adapter.deltas:
-            if delta.tuner == "shift":
-                coefficient = entry.weight * delta.terms.scaling
-                groups.setdefault(delta.module, []).append((coefficient, delta))
-    for module, parts in groups.items():
-        scaling = scalings.get(module, 1.0) or 1.0
-        summed = weighted_sum(
-            [(weight / scaling, delta.roles["difference"]) for weight, delta in parts]
-        )
-        first = parts[0][1]
-        whole = len(parts) == 1 and parts[0][0] == scaling
-        value = scaled(first.roles["difference"], 1.0) if whole else summed
-        yield replace(
-            first,
-            roles={"difference": value},
-            terms=replace(first.terms, scaling=scaling),
-            dtype=written_dtype([delta.roles["difference"] for _, delta in parts], options.dtype),
-        )
+) -> list[Delta]:
+    """The plain differences of all adapters; where PEFT reads them, one for every module."""
+    parts = [
+        (entry.weight, delta)
+        for entry in entries
+        for delta in entry.adapter.deltas
+        if delta.tuner == SHIFT
+    ]
+    made = list(combined_shifts(parts, deltas, options.dtype))
+    if any(entry.adapter.config.get("lora_bias") for entry in entries):
+        made += with_every_bias([*deltas, *made])
+    return made
 
 
 def _notes(method: str, deltas: Sequence[Delta]) -> Iterator[Finding]:

@@ -60,8 +60,9 @@ def _check_alike(summands: Sequence[Summand]) -> None:
 
 
 def _kind(terms: Terms) -> tuple[object, ...]:
-    packing = terms.conventions.get("packing")
-    return (terms.form, terms.out, terms.inner, terms.kernel, terms.experts, packing)
+    """What two deltas must share: their size, and how they lie in their parameter."""
+    places = (terms.conventions.get(name) for name in ("packing", "axes"))
+    return (terms.form, terms.out, terms.inner, terms.kernel, terms.experts, *places)
 
 
 def _words(terms: Terms) -> str:

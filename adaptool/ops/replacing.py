@@ -29,8 +29,13 @@ def parts_of(
         message = "the base stores this tensor fused or in pieces; replacing a part of it"
         message += " is not supported for token rows and stacked experts"
         raise MismatchError(message, code=Code.UNSUPPORTED, tensor=item.value.name)
-    for name, view in views(_as_delta(item), found, base, fan_in_fan_out=None):
+    for name, view in views_of(item, found, base):
         yield name, view, _laid_out(item.value, view)
+
+
+def views_of(item: Replaced, found: Resolution, base: Base) -> list[tuple[str, View]]:
+    """(tensor of the base, where in it) for all of the item, which is no set of token rows."""
+    return views(_as_delta(item), found, base, fan_in_fan_out=None)
 
 
 def _as_delta(item: Replaced) -> Delta:
