@@ -42,6 +42,17 @@ OWN_LAYOUT = {
     "vllm": "peft",
 }
 """The layout that each runtime calls its own."""
+PIPELINES = {"comfyui": "diffusion_model.", "diffusers": "transformer."}
+"""The runtimes of diffusion pipelines, and what keys of that layout begin with."""
+_OF_PIPELINE = {
+    "self_attn.q_proj": "attn.to_q",
+    "self_attn.k_proj": "attn.to_k",
+    "self_attn.v_proj": "attn.to_v",
+    "self_attn.o_proj": "attn.to_out.0",
+    "mlp.gate_proj": "img_mlp.net.0.proj",
+    "mlp.up_proj": "txt_mlp.net.0.proj",
+    "mlp.down_proj": "txt_mlp.net.2",
+}
 Q_PROJ = "model.layers.0.self_attn.q_proj"
 EMBEDDING = "model.embed_tokens"
 MLX_PARAMETERS = {"rank": RANK, "scale": 1.4, "dropout": 0.0}
@@ -105,17 +116,28 @@ def _seen(
     stack: ExitStack, folder: Path, runtime: str, case: Case, config: Mapping[str, Any]
 ) -> AdapterFiles | None:
     """The file that the runtime looks at, where it is not the PEFT folder."""
-    if runtime != "mlx" and not case.names and case.file is None:
+    pipeline = runtime in PIPELINES
+    if runtime != "mlx" and not case.names and case.file is None and not pipeline:
         return None
     seen = folder / "seen"
     seen.mkdir()
     file = seen / (case.file or "adapters.safetensors")
     tensors = {name: drawn(0, 2, 2) for name in case.names} or {**case.tensors, **case.more}
+    if pipeline and not case.names:
+        prefix = PIPELINES[case.layout or OWN_LAYOUT[runtime]]
+        tensors = {_in_pipeline(name, prefix): value for name, value in tensors.items()}
     save(file, tensors, "float32")
     own = case.mlx if runtime == "mlx" else config
     if own and not case.names:
         (seen / "adapter_config.json").write_text(json.dumps(own))
     return stack.enter_context(open_adapter(file))
+
+
+def _in_pipeline(name: str, prefix: str) -> str:
+    """A llama's key as one of Qwen-Image's, which has the same names everywhere."""
+    for here, there in _OF_PIPELINE.items():
+        name = name.replace(here, there)
+    return name.replace(PREFIX, prefix).replace("model.layers.", "transformer_blocks.")
 
 
 def _magnitudes(factors: Mapping[str, Array]) -> dict[str, Array]:
@@ -163,6 +185,10 @@ _TIED, _APART = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
 _NAMED_KEYS = {
     name.replace(".weight", ".default.weight"): value for name, value in llama_factors().items()
 }
+
+_FLUX_QKV = "lora_unet_double_blocks_0_img_attn_qkv"
+_FLUX_VECTOR = "lora_unet_vector_in_in_layer"
+_WAN_Q = "diffusion_model.blocks.0.self_attn.q"
 
 # One for each rule that several runtimes have.
 SHARED = {
@@ -294,11 +320,27 @@ OWN = {
     ("diffusers", "LoHa, Tucker factors"): Case(names=("lora_unet_a.hada_w1_a",), layout="kohya"),
     ("diffusers", "full differences"): Case(names=("lora_unet_a.diff",), layout="kohya"),
     ("diffusers", "LoKr"): Case(names=("lora_unet_a.lokr_w1",), layout="kohya"),
-    ("diffusers", "Flux.1 layers outside the blocks"): Case(
-        names=("lora_unet_img_in.lora_down.weight",), layout="kohya"
+    ("diffusers", "names that it does not convert"): Case(
+        names=(f"{_FLUX_VECTOR}.lora_down.weight", f"{_FLUX_QKV}.lora_down.weight"),
+        layout="kohya",
     ),
-    ("diffusers", "SD3 under kohya's names"): Case(
-        names=("lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight",), layout="kohya"
+    ("diffusers", "names that its converter raises on"): Case(
+        names=("diffusion_model.patch_embedding.lora_A.weight", f"{_WAN_Q}.lora_A.weight"),
+        layout="comfyui",
+    ),
+    ("diffusers", "text_model. in the metadata"): Case(
+        config={"text_encoder.target_modules": ["text_model.encoder.layers.0.self_attn.q_proj"]},
+        field="text_encoder.target_modules",
+    ),
+    ("comfyui", "names that are not in its map"): Case(
+        names=("unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight",),
+        layout="diffusers",
+    ),
+    ("comfyui", "modules of models without a table"): Case(
+        names=("diffusion_model.tomorrow.0.mlp.lora_A.weight",)
+    ),
+    ("comfyui", "DoRA over outputs"): Case(
+        names=("lora_unet_mid_block_attentions_0_proj_in.dora_scale",), layout="kohya"
     ),
     ("diffusers", "whole tensors"): Case(more=_HEAD_WHOLE),
     ("comfyui", "a scale in the metadata"): Case(

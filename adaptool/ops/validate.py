@@ -11,6 +11,7 @@ from typing import TypeVar
 from adaptool.errors import AdaptoolError, InternalError, Interrupted, RemoteError, UsageError
 from adaptool.findings import Code, Finding, Severity
 from adaptool.layouts import decode, layouts
+from adaptool.layouts.pipeline_names import family_of
 from adaptool.model.adapter import Adapter
 from adaptool.model.options import MergeOptions
 from adaptool.model.plan import Plan
@@ -137,8 +138,15 @@ def _check_adapter(
         found.findings += files.findings if adapter is None else adapter.findings
     if values is not None:
         found.attempt(lambda: found.findings.extend(_value_findings(files, adapter, values)))
-    config = checkpoint.config if checkpoint is not None else None
-    return Candidate(files, adapter, _layout(files, adapter), config)
+    names = reading.base
+    return Candidate(
+        files,
+        adapter,
+        _layout(files, adapter),
+        names.config if names is not None else None,
+        names.shapes if names is not None else {},
+        _family(adapter),
+    )
 
 
 def _layout(files: AdapterFiles, adapter: Adapter | None) -> str | None:
@@ -147,6 +155,12 @@ def _layout(files: AdapterFiles, adapter: Adapter | None) -> str | None:
         return adapter.layout
     claiming = [name for name, layout in layouts().items() if layout.sniff(files).claimed]
     return claiming[0] if len(claiming) == 1 else None
+
+
+def _family(adapter: Adapter | None) -> str | None:
+    """The architecture of a diffusion model's adapter; None where it is another's, or unknown."""
+    found = family_of(adapter) if adapter is not None else None
+    return found.name if found is not None else None
 
 
 def _planned(base: Checkpoint, files: AdapterFiles, adapter: Adapter, told: Told) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -37,14 +37,17 @@ class Candidate:
     """An adapter as a runtime would meet it.
 
     `adapter` is None where it could not be decoded: its file and its config are judged all the
-    same. `layout` is None where nothing claims the file's keys; `base` is the config of the base
-    that it is checked against.
+    same. `layout` is None where nothing claims the file's keys; `family` is the architecture of a
+    diffusion model's adapter, as far as it is known. `base` is the config of the base that it is
+    checked against, `base_tensors` the names and shapes of its tensors.
     """
 
     files: AdapterFiles
     adapter: Adapter | None
     layout: str | None
     base: Mapping[str, Any] | None = None
+    base_tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    family: str | None = None
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -143,8 +146,3 @@ def worded(title: str, verdict: Verdict, message: str) -> str:
 def only(*names: str) -> Callable[[str], bool]:
     """`reads` of a runtime that looks at these layouts alone."""
     return frozenset(names).__contains__
-
-
-def all_but(*names: str) -> Callable[[str], bool]:
-    """`reads` of a runtime that looks at every layout but these."""
-    return lambda layout: layout not in names
