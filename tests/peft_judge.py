@@ -41,7 +41,7 @@ def trained(family: str, base: Path, where: Path, config: Any, seed: int = 7) ->
     with quietly():
         model = get_peft_model(load(family, base), config)
         train(model, seed)
-        model.save_pretrained(where)
+        model.save_pretrained(where, save_embedding_layers=False)
     return where
 
 

@@ -22,7 +22,7 @@ from adaptool.model.reading import Told
 from adaptool.model.resize_options import ResizeOptions
 from adaptool.ops.convert import Converted, converted
 from adaptool.ops.encoding import kept_of
-from adaptool.ops.identity import settled
+from adaptool.ops.identity import settled, single_expert_notes
 from adaptool.ops.resize import resized
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.disk import Disk
@@ -156,6 +156,7 @@ def convert(
         named = reading.base if options.to == "peft" else None
         read = settled([each.adapter for each in inputs], named)
         first, initial = read[0], read[1] if init_adapter is not None else None
+        doubts = single_expert_notes(first) if options.to == "peft" and named is None else ()
         algebra = FactorAlgebra(machine)
         made = converted(first, options, algebra, initial=initial, based=beside.based)
         attesting = Attesting.of(checksum=checksum, provenance=provenance, bom=bom)
@@ -172,7 +173,7 @@ def convert(
             bake=bake_scale,
             base=reading.base,
         )
-        notes = (*first.findings, *made.findings, *plan.findings)
+        notes = (*first.findings, *doubts, *made.findings, *plan.findings)
         done = writing.write(replace(plan, findings=notes))
     return ConvertResult(
         out=target,

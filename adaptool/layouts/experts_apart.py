@@ -7,22 +7,34 @@ holds the rows of both projections, gate first. For bases that store (experts, o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from adaptool.layouts.plain_deltas import lora_delta, slice_of
 from adaptool.model.adapter import Adapter, Delta, Form
 from adaptool.model.derived import permuted, reshaped
+from adaptool.names.families import SWAPPED_EXPERTS
 from adaptool.store.tensors import TensorRef
 
 _GATE_UP = "gate_up_proj"
 _BOTH = ("gate_proj", "up_proj")
 
 
-def apart(adapter: Adapter) -> Adapter:
-    """The adapter with every stack taken apart that can be."""
-    deltas = tuple(each for delta in adapter.deltas for each in _experts(delta))
+def apart(adapter: Adapter, types: Iterable[str] = ()) -> Adapter:
+    """The adapter with every stack taken apart that can be; `types`: the base's family."""
+    swapped = bool(SWAPPED_EXPERTS.intersection(types))
+    deltas = tuple(
+        each for delta in adapter.deltas for each in _experts(_in_out(delta) if swapped else delta)
+    )
     return replace(adapter, deltas=deltas)
+
+
+def _in_out(delta: Delta) -> Delta:
+    """A stack that PEFT took for (experts, out, in), though it is (experts, in, out)."""
+    if delta.terms.form is not Form.EXPERTS or "axes" in delta.terms.conventions:
+        return delta
+    conventions = {**delta.terms.conventions, "axes": "in-out"}
+    return replace(delta, terms=replace(delta.terms, conventions=conventions))
 
 
 def _experts(delta: Delta) -> Iterator[Delta]:

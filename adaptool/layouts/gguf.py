@@ -19,13 +19,14 @@ from adaptool.layouts import Evidence
 from adaptool.layouts.gguf_encode import ALPHA, ARCHITECTURE, encode, losses
 from adaptool.layouts.kohya_keys import may_drop, refuse_leftover
 from adaptool.layouts.plain_deltas import lora_delta, matrix, missing_partner, slice_of
-from adaptool.layouts.rotary_rows import halved, heads_of, is_turned
+from adaptool.layouts.rotary_rows import halved, heads_of, is_turned, per_head
 from adaptool.model.adapter import Adapter, Delta
 from adaptool.model.derived import transposed
 from adaptool.model.reading import AS_IT_STANDS, Reading
 from adaptool.names.gguf_names import (
     ARCHITECTURES,
     EMBEDDING,
+    FUSED,
     Architecture,
     architecture_of,
     module_path,
@@ -174,6 +175,8 @@ def _of_tensor(
         roles = {"A": matrix(a), "B": matrix(b)}
         if architecture.permuted and is_turned(module):
             roles["B"] = halved(b, heads_of(module, b, reading.base))
+        elif architecture.per_head and name.endswith(FUSED):
+            roles["B"] = per_head(b, heads_of(module, b, reading.base))
     yield lora_delta(module, roles, scaling, alpha or None)
 
 

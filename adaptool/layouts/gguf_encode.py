@@ -10,7 +10,7 @@ from adaptool.findings import Code
 from adaptool.layouts.expert_stacks import Group, factors, grouped, most_frequent, ratio_of
 from adaptool.layouts.experts_apart import apart
 from adaptool.layouts.plain_deltas import MAGNITUDE, names_of, unheld
-from adaptool.layouts.rotary_rows import heads_of, is_turned, paired
+from adaptool.layouts.rotary_rows import heads_of, is_turned, one_by_one, paired
 from adaptool.layouts.written import as_written
 from adaptool.model.adapter import Adapter
 from adaptool.model.derived import transposed
@@ -18,6 +18,7 @@ from adaptool.model.encoding import Destination, Encoded, Loss, Written, named_o
 from adaptool.names.gguf_names import (
     ARCHITECTURES,
     EMBEDDING,
+    FUSED,
     Architecture,
     architecture_of,
     gguf_name,
@@ -120,6 +121,8 @@ def _tensors(
         a = transposed(a)
     if architecture.permuted and not group.stacked and is_turned(group.name):
         b = paired(b, heads_of(group.name, b, destination.base))
+    if architecture.per_head and name.endswith(FUSED):
+        b = one_by_one(b, heads_of(group.name, b, destination.base))
     yield as_written(f"{name}.weight.lora_a", a, deltas)
     yield as_written(f"{name}.weight.lora_b", b, deltas)
 

@@ -29,6 +29,7 @@ from adaptool.layouts.told_scale import said_scaling
 from adaptool.model.adapter import Adapter, Delta, Replaced
 from adaptool.model.derived import reshaped, transposed
 from adaptool.model.reading import AS_IT_STANDS, Reading
+from adaptool.names.families import model_types
 from adaptool.store.adapter_files import SAFETENSORS, AdapterFiles
 from adaptool.store.tensors import TensorRef
 
@@ -130,7 +131,8 @@ def _of_module(
         return
     first, second = transposed(matrix(a)), transposed(matrix(b))
     scaling = _scaling(files, reading, first.shape[0])
-    if not is_embedding(module):
+    types = model_types(reading.base.config if reading.base is not None else None)
+    if not is_embedding(module, types):
         factors = {"A": first, "B": second}
         yield lora_delta(
             module, factors if magnitude is None else {**factors, "magnitude": magnitude}, scaling

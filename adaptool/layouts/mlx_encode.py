@@ -82,7 +82,7 @@ def _taken_apart(adapter: Adapter, types: Sequence[str]) -> Adapter:
     if not stacks:
         return adapter
     if types and not TRANSPOSED_EXPERTS & set(types):
-        return apart(adapter)
+        return apart(adapter, types)
     message = f"{len(stacks)} stacks of experts, whose order of axes the base's family decides"
     hint = "--base BASE (only its config is read)" if not types else "adaptool merge holds it"
     raise MismatchError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from adaptool.errors import InputError
@@ -11,21 +11,21 @@ from adaptool.findings import Code
 from adaptool.model.adapter import Adapter, Delta, Form, Replaced
 from adaptool.model.derived import leaves
 from adaptool.model.encoding import Loss
+from adaptool.names.module_kinds import Kind, kind_of
 from adaptool.store.tensors import TensorRef
 from adaptool.tuners import tuners
 
 FACTORS = frozenset({"A", "B"})
 EMBEDDING = frozenset({"embedding_A", "embedding_B"})
 MAGNITUDE = "magnitude"
-# Module names of embeddings, where a file's shapes cannot tell them from linear layers.
-EMBEDDINGS = frozenset(
-    {"embed_tokens", "tok_embeddings", "word_embeddings", "embed_in", "wte", "embeddings"}
-)
 
 
-def is_embedding(module: str) -> bool:
-    """Whether a module's name is an embedding's."""
-    return module.rpartition(".")[2] in EMBEDDINGS
+def is_embedding(module: str, model_types: Sequence[str] = ()) -> bool:
+    """Whether a module's name is an embedding's, which a file's shapes cannot tell.
+
+    `model_types`: the base's, where it is known.
+    """
+    return kind_of(model_types, f"{module}.weight", 2) is Kind.EMBEDDING
 
 
 def lora_delta(

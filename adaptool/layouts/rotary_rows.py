@@ -1,4 +1,4 @@
-"""The order of the rows of q and k: rotary halves apart, or rotary pairs side by side.
+"""The order of the rows of q, k and v: rotary halves apart, or rotary pairs side by side.
 
 transformers keeps a head's first and second half apart; Meta's checkpoints, llama.cpp's files of
 that family and torchtune put the two numbers that are turned together side by side.
@@ -16,6 +16,8 @@ from adaptool.model.reading import BaseNames
 from adaptool.names.families import head_count
 from adaptool.store.tensors import TensorRef
 
+_QKV = 3
+
 
 def paired(b: TensorRef, heads: int) -> TensorRef:
     """From halves apart to pairs side by side; b (heads * dim, r)."""
@@ -27,16 +29,31 @@ def halved(b: TensorRef, heads: int) -> TensorRef:
     return _turned(b, (heads, b.shape[0] // heads // 2, 2, b.shape[1]))
 
 
+def one_by_one(b: TensorRef, heads: int) -> TensorRef:
+    """From q, k and v of each head to all of q, all of k, all of v; b (heads * 3 * dim, r)."""
+    return _turned_qkv(b, (heads, _QKV, b.shape[0] // heads // _QKV, b.shape[1]))
+
+
+def per_head(b: TensorRef, heads: int) -> TensorRef:
+    """From all of q, all of k, all of v to those of each head; b (3 * heads * dim, r)."""
+    return _turned_qkv(b, (_QKV, heads, b.shape[0] // heads // _QKV, b.shape[1]))
+
+
+def _turned_qkv(b: TensorRef, shape: tuple[int, ...]) -> TensorRef:
+    return reshaped(permuted(reshaped(b, shape), (1, 0, 2, 3)), b.shape)
+
+
 def _turned(b: TensorRef, shape: tuple[int, ...]) -> TensorRef:
     return reshaped(permuted(reshaped(b, shape), (0, 2, 1, 3)), b.shape)
 
 
 def heads_of(module: str, b: TensorRef, base: BaseNames | None) -> int:
-    """How many heads the rows of a q_proj or k_proj are; MismatchError where none can say."""
+    """How many heads the rows of q, k or all three are; MismatchError where none can say."""
     queries, keys = head_counts(b, base)
     heads = keys if module.endswith(".k_proj") else queries
-    if b.shape[0] % (2 * heads):
-        message = f"{b.shape[0]} rows are no {heads} heads of pairs"
+    parts = _QKV if module.endswith(".query_key_value") else 2
+    if b.shape[0] % (parts * heads):
+        message = f"{b.shape[0]} rows are no {heads} heads of {parts} parts"
         hint = "is this the base that the adapter was trained on?"
         raise MismatchError(
             message, code=Code.SHAPE_MISMATCH, file=b.file, tensor=b.name, hint=hint

@@ -15,7 +15,7 @@ from typing import Any
 from adaptool.names.families import model_types
 
 EMBEDDING = "token_embd"
-_OUTSIDE = MappingProxyType({"model.embed_tokens": EMBEDDING, "lm_head": "output"})
+FUSED = "attn_qkv"
 _ATTENTION = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -55,9 +55,21 @@ _PHI3 = {
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+_GPT2 = {
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+_BLOOM = {
+    "self_attention.query_key_value": "attn_qkv",
+    "self_attention.dense": "attn_output",
+    "mlp.dense_h_to_4h": "ffn_up",
+    "mlp.dense_4h_to_h": "ffn_down",
+}
 _LAYER = re.compile(
-    r"(?:model\.language_model\.|language_model\.model\.|language_model\.|model\.|)"
-    r"layers\.(\d{1,6})\.(.+)"
+    r"(?:model\.language_model\.|language_model\.model\.|language_model\.|model\.|transformer\.|)"
+    r"(?:layers|h)\.(\d{1,6})\.(.+)"
 )
 _EXPERT = re.compile(r"(.+\.experts)\.(\d{1,6})\.([^.]+)")
 _BLOCK = re.compile(r"blk\.(\d{1,6})\.([a-z_]+)")
@@ -69,12 +81,21 @@ class Architecture:
     """The names inside a layer, where several fit the preferred one first.
 
     `permuted`: the rows of q and k stand in another order than in transformers, pairs of rotary
-    dimensions side by side.
+    dimensions side by side. `per_head`: transformers keeps q, k and v of one head together,
+    llama.cpp all of q first. `layers` is where the layers are, `embedding` the input's.
     """
 
     name: str
     inside: Mapping[str, str]
     permuted: bool = False
+    per_head: bool = False
+    layers: str = "model.layers"
+    embedding: str = "model.embed_tokens"
+
+    @property
+    def outside(self) -> Mapping[str, str]:
+        """The names outside of layers."""
+        return {self.embedding: EMBEDDING, "lm_head": "output"}
 
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
@@ -93,6 +114,16 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             Architecture("gemma3", {**_ATTENTION, **_MLP}),
             Architecture("phi2", _PHI2),
             Architecture("phi3", _PHI3),
+            Architecture("qwen2vl", {**_ATTENTION, **_MLP}),
+            Architecture("qwen3vl", {**_ATTENTION, **_MLP}),
+            Architecture("gpt2", _GPT2, layers="transformer.h", embedding="transformer.wte"),
+            Architecture(
+                "bloom",
+                _BLOOM,
+                per_head=True,
+                layers="transformer.h",
+                embedding="transformer.word_embeddings",
+            ),
         )
     }
 )
@@ -108,6 +139,10 @@ _BY_MODEL_TYPE: Mapping[str, str] = MappingProxyType(
         "qwen3_moe": "qwen3moe",
         "gemma3_text": "gemma3",
         "phi": "phi2",
+        "gpt2": "gpt2",
+        "bloom": "bloom",
+        **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), "qwen2vl"),
+        "qwen3_vl": "qwen3vl",
     }
 )
 
@@ -125,7 +160,7 @@ def gguf_name(architecture: Architecture, module: str) -> tuple[str, int | None]
 
     The number is that of an expert in a stack.
     """
-    for path, name in _OUTSIDE.items():
+    for path, name in architecture.outside.items():
         if module == path or module.endswith(f".{path.rpartition('.')[2]}"):
             return name, None
     found = _LAYER.fullmatch(module)
@@ -142,7 +177,7 @@ def gguf_name(architecture: Architecture, module: str) -> tuple[str, int | None]
 
 def module_path(architecture: Architecture, name: str, expert: int | None = None) -> str | None:
     """The module that a tensor name (without `.weight`) stands for; None where none fits."""
-    for path, there in _OUTSIDE.items():
+    for path, there in architecture.outside.items():
         if name == there:
             return path
     found = _BLOCK.fullmatch(name)
@@ -150,7 +185,7 @@ def module_path(architecture: Architecture, name: str, expert: int | None = None
         return None
     for path, there in architecture.inside.items():
         if there == found[2]:
-            return f"model.layers.{found[1]}.{_numbered(path, expert)}"
+            return f"{architecture.layers}.{found[1]}.{_numbered(path, expert)}"
     return None
 
 

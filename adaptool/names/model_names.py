@@ -95,7 +95,8 @@ class ModelNames:
         parameter, piece = owners[0]
         if found.placements == (Placement(tensors[0]),):
             return _home(parameter, piece.of_parameter)
-        whole = self.parameters[parameter] == (Placement(tensors[0]),)
+        (piece, *others) = self.parameters[parameter]
+        whole = not others and not piece.of_parameter and not piece.of_tensor
         if len(tensors) == 1 and whole and not found.placements[0].of_parameter:
             return _home(parameter, found.placements[0].of_tensor)
         same = sorted(tensors) == sorted(each.tensor for each in self.parameters[parameter])
@@ -127,7 +128,7 @@ def _home(parameter: str, parts: tuple[Part, ...]) -> Home | None:
     if not rest:
         return Home(parameter, expert)
     run = rest[0]
-    plain = len(rest) == 1 and run.axis == 1 and not run.interleaved and run.sizes is None
+    plain = len(rest) == 1 and run.axis > 0 and run.sizes is None
     if expert is None or not plain or run.width != 1:
         return None
     return Home(parameter, expert, run.index, run.count)

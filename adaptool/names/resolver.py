@@ -9,15 +9,17 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from adaptool.names.diffusion_checkpoints import DiffusionNames
+from adaptool.names.families import INTERLEAVED_EXPERTS, SWAPPED_EXPERTS, TRANSPOSED_EXPERTS
 from adaptool.names.fusions import (
     PER_HEAD,
     PER_HEAD_NAMES,
     STACKED,
     UNSLICEABLE,
+    Fusion,
     fused_names,
     member_names,
 )
@@ -175,7 +177,11 @@ class Resolver:
 
     def _stacked(self, parameter: str) -> Resolution | None:
         for candidate in (parameter, *_prefixed(parameter)):
-            placements = self._stack_onto_experts(candidate) or self._expert_in_stack(candidate)
+            placements = (
+                self._stack_onto_experts(candidate)
+                or self._expert_in_stack(candidate)
+                or self._expert_of_module(candidate)
+            )
             if placements:
                 return Resolution(How.STACK, placements)
         return None
@@ -219,11 +225,45 @@ class Resolver:
             for fused in fusion.fused:
                 name = f"{parent}experts.{fused}"
                 if name in self._names:
-                    parts = [Part(0, expert, 0, dropped=True)]
-                    if len(fusion.members) > 1:
-                        parts.append(Part(1, fusion.members.index(member), len(fusion.members)))
-                    return (Placement(name, of_tensor=tuple(parts)),)
+                    parts = self._parts_of_expert(expert, fusion.members.index(member), fusion)
+                    return (Placement(name, of_tensor=parts),)
         return ()
+
+    def _parts_of_expert(self, expert: int, place: int, fusion: Fusion) -> tuple[Part, ...]:
+        """Where one projection of an expert lies in a stack of the family."""
+        whole = Part(0, expert, 0, dropped=True)
+        count = len(fusion.members)
+        if count == 1:
+            return (whole,)
+        types = frozenset(self._types)
+        axis = 2 if types & (TRANSPOSED_EXPERTS | SWAPPED_EXPERTS) else 1
+        return whole, Part(axis, place, count, interleaved=bool(types & INTERLEAVED_EXPERTS))
+
+    def _expert_of_module(self, parameter: str) -> tuple[Placement, ...]:
+        """An expert of the module's stack, which the checkpoint keeps under other names."""
+        match = _EXPERT.fullmatch(parameter)
+        if not match:
+            return ()
+        parent, expert, member = match[1] or "", int(match[2]), match[3]
+        for fusion in STACKED:
+            for fused in fusion.fused if member in fusion.members else ():
+                pieces = self._index.placements(f"{parent}experts.{fused}")
+                place = fusion.members.index(member)
+                if found := self._piece_of_stack(pieces, expert, place, fusion):
+                    return (found,)
+        return ()
+
+    def _piece_of_stack(
+        self, pieces: Sequence[Placement], expert: int, place: int, fusion: Fusion
+    ) -> Placement | None:
+        """One projection of an expert: a tensor of its own, or a piece of the stack's."""
+        if len(pieces) == 1 and not pieces[0].of_parameter and not pieces[0].of_tensor:
+            return replace(pieces[0], of_tensor=self._parts_of_expert(expert, place, fusion))
+        for piece in pieces:
+            where = [part.index for part in piece.of_parameter]
+            if where == [expert, place][: len(fusion.members)] and not piece.of_tensor:
+                return replace(piece, of_parameter=())
+        return None
 
     def _fused(self, parameter: str) -> Resolution | None:
         module, _, leaf = parameter.rpartition(".")

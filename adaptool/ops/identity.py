@@ -7,10 +7,12 @@ decides, the base is asked for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from adaptool.findings import Code, Finding, Severity
 from adaptool.layouts.experts_together import Stack, can_stack, together
 from adaptool.model.adapter import Adapter, Delta, Form, Replaced
 from adaptool.model.reading import BaseNames
@@ -18,6 +20,8 @@ from adaptool.names.families import INTERLEAVED_EXPERTS, SWAPPED_EXPERTS
 from adaptool.names.model_names import Home
 from adaptool.ops.agreed_names import agreed
 from adaptool.ops.naming import Naming, beside
+
+_EXPERT = re.compile(r"(?:^|\.)experts\.\d+\.")
 
 
 def settled(adapters: Sequence[Adapter], base: BaseNames | None) -> list[Adapter]:
@@ -31,6 +35,25 @@ def settled(adapters: Sequence[Adapter], base: BaseNames | None) -> list[Adapter
     if base is not None and _all_bare(adapters, naming):
         naming = replace(naming, home=partial(_bare_home, naming))
     return [_named(adapter, naming) for adapter in adapters]
+
+
+def single_expert_notes(adapter: Adapter) -> tuple[Finding, ...]:
+    """A warning for experts one by one, on the way into PEFT's layout without a base.
+
+    The library's modules hold them as one parameter in most families, under the family's own name
+    and order of axes, and PEFT passes over names that it does not find.
+    """
+    single = [delta for delta in adapter.deltas if _EXPERT.search(delta.module)]
+    if adapter.layout == "peft" or not single:
+        return ()
+    message = (
+        f"{len(single)} modules of single experts: transformers 5 stacks them, and PEFT finds them "
+        "in few families"
+    )
+    hint = "--base BASE writes what it finds (only its config and headers are read)"
+    return (
+        Finding(Code.PEFT_QUIRK, Severity.WARNING, message, tensor=single[0].parameter, hint=hint),
+    )
 
 
 def _all_bare(adapters: Iterable[Adapter], naming: Naming) -> bool:

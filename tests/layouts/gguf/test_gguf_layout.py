@@ -302,13 +302,13 @@ def test_every_name_is_the_packages(arch: str) -> None:
     names = gguf.get_tensor_name_map(number, 9)
     architecture = ARCHITECTURES[arch]
     for path, name in architecture.inside.items():
-        module = f"model.layers.7.{path}"
+        module = f"{architecture.layers}.7.{path}"
         assert names.get_name(module) == f"blk.7.{name}"
         expert = 3 if ".experts." in path else None
         back = module_path(architecture, f"blk.7.{name}", expert)
         assert back is not None
         assert gguf_name(architecture, back) == (f"blk.7.{name}", expert)
-    for path in ("model.embed_tokens", "lm_head"):
+    for path in architecture.outside:
         found = gguf_name(architecture, path)
         assert found is not None
         known = names.get_name(path)

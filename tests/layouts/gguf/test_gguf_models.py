@@ -51,6 +51,7 @@ def _merged(base: Path, adapter: Path, out: Path) -> dict[str, torch.Tensor]:
         ("qwen3_moe", {"target_modules": LINEARS}),
         ("qwen3_moe", {"target_modules": LINEARS, "target_parameters": EXPERTS}),
         ("mixtral", {"target_modules": LINEARS, "target_parameters": EXPERTS}),
+        ("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
     ],
 )
 def test_gguf_means_what_the_adapter_means(
