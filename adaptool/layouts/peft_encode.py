@@ -6,30 +6,41 @@ PEFT looks rank and alpha up in `rank_pattern` and `alpha_pattern`, the first ke
 
 from __future__ import annotations
 
-import math
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from adaptool.layouts.peft_modules import MHA_OUT, parameter_paths, pattern_name
-from adaptool.layouts.pipeline_names import COMPONENTS, bare, is_of_pipeline
-from adaptool.model.adapter import Adapter, Delta, Form, Replaced
-from adaptool.model.derived import F32, F64, scaled
+from adaptool.errors import MismatchError
+from adaptool.findings import Code
+from adaptool.layouts.peft_modules import MHA_OUT, WRAPPED, parameter_paths
+from adaptool.layouts.peft_scales import (
+    Scales,
+    by_name,
+    carrier,
+    looked_up,
+    own_scaling,
+    scales_of,
+)
+from adaptool.layouts.peft_targets import SHIFT, Held, held, module_of, selecting
+from adaptool.layouts.pipeline_names import COMPONENTS, FAMILY, bare, is_of_pipeline
+from adaptool.model.adapter import Adapter, Delta, Replaced
+from adaptool.model.derived import F32, F64, padded, scaled
 from adaptool.model.encoding import Destination, Encoded, Loss, Written, in_safetensors
 from adaptool.model.plan import Document
-from adaptool.names.patterns import LONGEST_PATH
+from adaptool.model.reading import BaseNames
 from adaptool.store.adapter_files import CONFIG_FILE, METADATA_KEYS, WEIGHTS_FILE
 from adaptool.store.documents import encode_json
 from adaptool.store.tensors import TensorRef
 from adaptool.tuners import tuners
 
+__all__ = ["PLAIN", "config_of", "encode", "looked_up", "losses"]
+
 PREFIX = "base_model.model."
 # Tuners whose keys are made here; those of others are kept as PEFT stored them.
-SHIFT = "shift"
 WRITTEN = frozenset({"lora", "dora", SHIFT})
 TOKENS = "token_adapter.trainable_tokens_delta"
+# What the kinds of adapters that scale by alpha / r call their alpha.
+ALPHAS: Mapping[str, str] = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
 # What a config made here says of a LoRA that no PEFT config came with.
 PLAIN: Mapping[str, Any] = {
     "bias": "none",
@@ -50,43 +61,58 @@ PLAIN: Mapping[str, Any] = {
 def losses(adapter: Adapter) -> tuple[Loss, ...]:
     """What PEFT has no slot for.
 
-    Tuners of PEFT's other types go from PEFT to PEFT only: a config for them is not made up.
+    Tuners of PEFT's other types go from PEFT to PEFT only: a config for them is not made up. Its
+    `use_dora` and `lora_bias` are for all modules of an adapter.
     """
-    scalings = {
-        delta.module: delta.terms.scaling for delta in adapter.deltas if delta.tuner != SHIFT
-    }
+    factored = {delta.module for delta in adapter.deltas if delta.tuner != SHIFT}
     foreign = [
         delta
         for delta in adapter.deltas
-        if (delta.tuner not in WRITTEN or not _scales_along(delta, scalings))
+        if (delta.tuner not in WRITTEN or not _is_beside(delta, factored))
         and not _is_stored_by_peft(delta)
     ]
-    return tuple(
+    found = tuple(
         Loss(
             tuple(ref.name for ref in delta.roles.values()),
             f"{delta.module}: {delta.tuner} of another layout (--as lora may express it)",
         )
         for delta in foreign
     )
+    return (*found, *_partial(adapter, foreign))
 
 
-def _scales_along(delta: Delta, scalings: Mapping[str, float]) -> bool:
-    """Whether a difference is that of a bias beside factors, and at their scaling: lora_bias."""
+def _is_beside(delta: Delta, factored: set[str]) -> bool:
+    """Whether a difference is that of a bias beside factors: lora_bias."""
     if delta.tuner != SHIFT:
         return True
-    is_bias = delta.parameter == f"{delta.module}.bias"
-    return is_bias and scalings.get(delta.module) == delta.terms.scaling
+    return delta.parameter == f"{delta.module}.bias" and delta.module in factored
 
 
 def _is_stored_by_peft(delta: Delta) -> bool:
     return all(ref.name.startswith("base_model.") for ref in delta.roles.values())
 
 
+def _partial(adapter: Adapter, foreign: Sequence[Delta]) -> Iterator[Loss]:
+    """Magnitudes where some modules have none."""
+    own = [delta for delta in adapter.deltas if delta not in foreign and delta.tuner != SHIFT]
+    scaled_rows = [delta for delta in own if delta.tuner == "dora"]
+    if not scaled_rows or len(scaled_rows) == len(own):
+        return
+    names = tuple(delta.roles["magnitude"].name for delta in scaled_rows)
+    why = f"DoRA is for all modules of an adapter or none, here for {len(names)} of {len(own)}"
+    yield Loss(names, f"{why} (--as lora --base BASE --rank N expresses it)")
+
+
 def encode(adapter: Adapter, destination: Destination) -> Encoded:
-    """Keys as PEFT saves them; patterns where ranks or scales differ."""
+    """Keys as PEFT saves them; patterns where ranks or scales differ.
+
+    MismatchError where `bake` asks for a scale of 1 that the kind of adapter cannot have.
+    """
     adapter = _local(adapter)
-    config = config_of(adapter, bake=destination.bake)
-    tensors = [*_factors(adapter, bake=destination.bake), *_replaced(adapter, config)]
+    found = held(adapter, destination.base)
+    scales = _scales(adapter, bake=destination.bake)
+    config = _config(adapter, found, scales)
+    tensors = [*_factors(adapter, scales), *_replaced(adapter, config, found)]
     if destination.file is not None:
         text = encode_json(config).decode()
         return in_safetensors(destination.file, tensors, {METADATA_KEYS[0]: text, "format": "pt"})
@@ -112,228 +138,161 @@ def _local(adapter: Adapter) -> Adapter:
     )
 
 
-def _factors(adapter: Adapter, *, bake: bool) -> Iterable[Written]:
-    paths = parameter_paths([delta.parameter for delta in adapter.deltas if _by_name(delta)])
-    others: dict[str, TensorRef] = {}
+def _scales(adapter: Adapter, *, bake: bool) -> Scales:
+    """What PEFT will scale by; nothing for kinds whose scale is no alpha / r."""
+    field = ALPHAS.get(_kind(adapter))
+    ranked = [
+        delta for delta in adapter.deltas if delta.terms.rank is not None and delta.tuner != SHIFT
+    ]
+    if field is None or not ranked:
+        return Scales({}, {})
+    if not bake and field != ALPHAS["LORA"]:
+        return Scales({}, {})  # as it was read
+    if bake:
+        _refuse_bound(adapter, ranked)
+    rslora = bool(adapter.config.get("use_rslora"))
+    return scales_of(ranked, rslora=rslora, bake=bake, alpha_field=field)
+
+
+def _kind(adapter: Adapter) -> str:
+    return str(adapter.config.get("peft_type") or "LORA")
+
+
+def _refuse_bound(adapter: Adapter, ranked: Sequence[Delta]) -> None:
+    """MismatchError where a scale that is not 1 decides more than the size of one product."""
+    bound = [
+        delta for delta in ranked if carrier(delta) is None and own_scaling(delta) not in (0.0, 1.0)
+    ]
+    if bound:
+        title = tuners()[bound[0].tuner].DECLARATION.title
+        message = (
+            f"{title}'s scale, {own_scaling(bound[0]):g}, also decides what it takes out of the "
+            "base: it cannot be moved into a factor"
+        )
+        hint = "--to lora --base BASE --rank N gives a plain LoRA, without --bake-scale"
+        raise MismatchError(
+            message,
+            code=Code.LAYOUT_CANNOT_HOLD,
+            file=adapter.name,
+            tensor=bound[0].module,
+            field="--bake-scale",
+            hint=hint,
+        )
+
+
+def _factors(adapter: Adapter, scales: Scales) -> Iterable[Written]:
+    paths = parameter_paths([delta.parameter for delta in adapter.deltas if by_name(delta)])
+    rank = {looked_up(delta): delta.terms.rank or 0 for delta in adapter.deltas}
     for delta in adapter.deltas:
+        rank[looked_up(delta)] = max(rank[looked_up(delta)], delta.terms.rank or 0)
+    others: dict[str, Written] = {}
+    for delta in adapter.deltas:
+        share, scaling = scales.share(delta), carrier(delta)
         if delta.tuner not in WRITTEN:
             # Roles that several modules share, or several deltas of one, are one tensor.
-            others |= {ref.name: ref for ref in delta.roles.values()}
+            for role, ref in delta.roles.items():
+                others[ref.name] = _shared(ref.name, ref, share if role == scaling else 1.0, None)
             continue
         keys = tuners()[delta.tuner].DECLARATION.keys
         ending = {role: key for key, role in reversed(list(keys.items()))}
         for role, ref in delta.roles.items():
             name = f"{PREFIX}{paths.get(delta.parameter, delta.module)}.{ending[role]}"
-            if bake and _carries_scale(role):
-                yield _baked(name, ref, _own_scaling(delta))
-            else:
-                yield Written(name, ref, delta.dtype or ref.dtype)
-    for name, ref in others.items():
-        yield Written(name, ref, ref.dtype)
+            whole = _at_rank(role, ref, delta, rank[looked_up(delta)])
+            yield _shared(name, whole, share if role == scaling else 1.0, delta)
+    yield from others.values()
 
 
-def _carries_scale(role: str) -> bool:
-    return role in {"B", "embedding_B", "difference"}
+def _at_rank(role: str, ref: TensorRef, delta: Delta, rank: int) -> TensorRef:
+    """A factor with zeros for the ranks that another module of the same name has more."""
+    if not delta.terms.rank or delta.terms.rank == rank or delta.terms.experts:
+        return ref
+    axis = {"A": 0, "embedding_A": 0, "B": 1, "embedding_B": 1}.get(role)
+    return ref if axis is None else padded(ref, rank, axis)
 
 
-def _baked(name: str, ref: TensorRef, scaling: float) -> Written:
-    """Scaled once, kept in float32 where that holds more than the file's own dtype."""
-    if scaling == 1.0:
-        return Written(name, ref, ref.dtype)
-    return Written(name, scaled(ref, scaling), F64 if ref.dtype == F64 else F32)
+def _shared(name: str, ref: TensorRef, share: float, delta: Delta | None) -> Written:
+    """The tensor times `share`; scaled ones in float32 where the file's dtype holds less."""
+    if share == 1.0:
+        return Written(name, ref, (delta.dtype if delta is not None else None) or ref.dtype)
+    return Written(name, scaled(ref, share), F64 if ref.dtype == F64 else F32)
 
 
-def _own_scaling(delta: Delta) -> float:
-    """The scaling that PEFT computes from the config.
-
-    It counts nn.MultiheadAttention's output projection twice by itself.
-    """
-    doubled = delta.module.endswith(MHA_OUT)
-    return delta.terms.scaling / 2 if doubled else delta.terms.scaling
-
-
-def _replaced(adapter: Adapter, config: Mapping[str, Any]) -> Iterable[Written]:
+def _replaced(adapter: Adapter, config: Mapping[str, Any], found: Held) -> Iterable[Written]:
     for item in adapter.replaced:
         own = item.value.name
-        # Rows and layers that another kind of adapter trained have other names in a LoRA's file.
-        renamed = config["peft_type"] == "LORA" and (item.rows is not None or item.tuner)
-        kept = own.startswith(PREFIX) and not renamed
-        name = own if kept else f"{PREFIX}{_replaced_key(item)}"
+        # Configs of other kinds are as they were read, and so are the keys beside their tensors.
+        kept = config["peft_type"] != "LORA" and own.startswith(PREFIX)
+        name = own if kept else f"{PREFIX}{_replaced_key(item, adapter, found)}"
         yield Written(name, item.value, item.dtype or item.value.dtype)
 
 
-def _replaced_key(item: Replaced) -> str:
-    if item.rows is None:
-        return item.parameter
-    return f"{_module_of(item)}.{TOKENS}"
+def _replaced_key(item: Replaced, adapter: Adapter, found: Held) -> str:
+    """The parameter's path in the adapted model: wrapped modules hold theirs one deeper."""
+    module = module_of(item)
+    if item.rows is not None:
+        return f"{module}.{TOKENS}"
+    if module in found.rows:
+        return f"{module}.token_adapter.base_layer.{item.parameter.rpartition('.')[2]}"
+    depths = _depths(adapter, found)
+    path = ""
+    for part in module.split("."):
+        path = f"{path}.{part}" if path else part
+        path += WRAPPED * depths.get(path.replace(f"{WRAPPED}.", "."), 0)
+    return f"{path}.{item.parameter.rpartition('.')[2]}"
 
 
-def _module_of(item: Replaced) -> str:
-    return item.parameter.removesuffix(".weight")
+def _depths(adapter: Adapter, found: Held) -> dict[str, int]:
+    """How many times each wrapped module is."""
+    depths = dict.fromkeys(found.modules, 1)
+    for delta in adapter.deltas:
+        if delta.module.endswith(MHA_OUT):
+            depths[delta.module.removesuffix(MHA_OUT) + ".out_proj"] = 1
+    for parameter in found.parameters:
+        module = parameter.rpartition(".")[0]
+        depths[module] = depths.get(module, 0) + 1
+    return depths
 
 
-def config_of(adapter: Adapter, *, bake: bool = False) -> dict[str, Any]:
-    """adapter_config.json as the deltas need it: what they do not decide stays as it was."""
-    given = {**adapter.config, "base_model_name_or_path": adapter.base}
-    kind = adapter.config.get("peft_type")
-    if kind not in (None, "LORA"):
-        return _canonical(given)  # other kinds are written as they were read
-    config = given if kind else {**PLAIN, **_own_fields(adapter), **given}
-    config |= _scale_fields(adapter, config, bake=bake)
-    config |= _replaced_fields(adapter, config)
-    config["target_modules"] = _targets(config.get("target_modules"), adapter.deltas, config)
-    named = [delta.parameter for delta in adapter.deltas if _by_name(delta)]
-    if named:
-        config["target_parameters"] = _named_targets(config.get("target_parameters"), named)
-    return _canonical(config)
-
-
-def _own_fields(adapter: Adapter) -> dict[str, Any]:
-    """What a config made here says of DoRA and of biases."""
-    tuned = {delta.tuner for delta in adapter.deltas}
-    return {"use_dora": "dora" in tuned, **({"lora_bias": True} if SHIFT in tuned else {})}
-
-
-def _scale_fields(adapter: Adapter, config: Mapping[str, Any], *, bake: bool) -> dict[str, Any]:
-    ranked = [delta for delta in adapter.deltas if delta.terms.rank is not None]
-    factored = [delta for delta in ranked if {"B", "embedding_B"} & delta.roles.keys()]
-    if factored:
-        return _rank_fields(factored, rslora=bool(config.get("use_rslora")), bake=bake)
-    return {name: config.get(name, 1) for name in ("r", "lora_alpha")}  # PEFT must find them
-
-
-def _replaced_fields(adapter: Adapter, config: Mapping[str, Any]) -> dict[str, Any]:
-    """modules_to_save and token indices, for what a LoRA's config must name."""
-    found: dict[str, Any] = {}
-    rows = {_module_of(item): list(item.rows) for item in adapter.replaced if item.rows is not None}
-    if rows and not config.get("trainable_token_indices"):
-        found["trainable_token_indices"] = rows
-    known = config.get("modules_to_save")
-    foreign = _saved([item for item in adapter.replaced if item.tuner])
-    if known is None and not adapter.config.get("peft_type"):
-        foreign = _saved(adapter.replaced)
-    if foreign:
-        found["modules_to_save"] = sorted({*(known or ()), *foreign})
-    return found
-
-
-def _rank_fields(deltas: Sequence[Delta], *, rslora: bool, bake: bool) -> dict[str, Any]:
-    """r, lora_alpha and the patterns of what differs from them."""
-    names = {looked_up(delta): delta for delta in deltas}
-    ranks = {name: delta.terms.rank or 1 for name, delta in names.items()}
-    rank = _most(ranks.values())
-    if bake:
-        same = {name: float(found) for name, found in ranks.items()}
-        return {**_patterns(ranks, same, rank, float(rank)), "use_rslora": False}
-    alphas = {name: _alpha(delta, rslora=rslora) for name, delta in names.items()}
-    return _patterns(ranks, alphas, rank, _most(alphas.values()))
-
-
-def _patterns(
-    ranks: Mapping[str, int], alphas: Mapping[str, float], rank: int, alpha: float
+def config_of(
+    adapter: Adapter, *, bake: bool = False, base: BaseNames | None = None
 ) -> dict[str, Any]:
-    names = list(ranks)
-    return {
-        "r": rank,
-        "lora_alpha": _number(alpha),
-        "rank_pattern": {
-            _key(name, names): found for name, found in ranks.items() if found != rank
-        },
-        "alpha_pattern": {
-            _key(name, names): _number(found) for name, found in alphas.items() if found != alpha
-        },
+    """adapter_config.json as the deltas need it; `peft_fields.py` says which fields they decide."""
+    return _config(adapter, held(adapter, base), _scales(adapter, bake=bake))
+
+
+def _config(adapter: Adapter, found: Held, scales: Scales) -> dict[str, Any]:
+    given = {**adapter.config, "base_model_name_or_path": adapter.base}
+    given.pop(FAMILY, None)  # ours alone; PEFT warns of fields that it does not know
+    if _kind(adapter) != "LORA":
+        return _canonical({**given, **scales.fields})
+    config = given if adapter.config.get("peft_type") else {**PLAIN, **given}
+    config |= scales.fields or {name: config.get(name, 1) for name in ("r", "lora_alpha")}
+    config |= _switches(adapter, config)
+    return _canonical(config | selecting(config, found))
+
+
+def _switches(adapter: Adapter, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the kinds of deltas decide: DoRA, biases of factors, blocks, parameters by name."""
+    tuned = {delta.tuner for delta in adapter.deltas}
+    special = {
+        tuner.DECLARATION.switch: name
+        for name, tuner in tuners().items()
+        if tuner.DECLARATION.switch and tuner.DECLARATION.serves("LORA")
     }
-
-
-def looked_up(delta: Delta) -> str:
-    """The name that PEFT looks rank and alpha up by; modules that share it share both."""
-    return delta.parameter if _by_name(delta) else pattern_name(delta.module)
-
-
-def _by_name(delta: Delta) -> bool:
-    """Whether PEFT targets the parameter by name (`target_parameters`), not its module."""
-    return delta.terms.form is Form.EXPERTS or bool(delta.terms.conventions.get("parameter"))
-
-
-def _key(name: str, names: Sequence[str]) -> str:
-    """The name, anchored where another module's name ends with it."""
-    shared = any(other.endswith(f".{name}") for other in names)
-    return f"^{name}" if shared else name
-
-
-def _alpha(delta: Delta, *, rslora: bool) -> float:
-    """The alpha that gives the scaling: the one it was read with where that still does."""
-    rank, scaling = delta.terms.rank or 1, _own_scaling(delta)
-    divisor = math.sqrt(rank) if rslora else rank
-    alpha = delta.terms.alpha
-    if alpha is not None and alpha / divisor == scaling:
-        return alpha
-    return scaling * divisor
-
-
-def _most(values: Iterable[Any]) -> Any:  # noqa: ANN401 - ranks or alphas
-    """The most frequent value, of several the largest."""
-    counts = Counter(values)
-    return max(counts, key=lambda value: (counts[value], value))
-
-
-def _number(value: float) -> float | int:
-    return int(value) if value == int(value) else value
-
-
-def _saved(replaced: Sequence[Replaced]) -> list[str]:
-    return sorted(
-        {
-            item.parameter.rpartition(".")[0]
-            for item in replaced
-            if item.rows is None and (item.saved_module or item.tuner)
-        }
+    found: dict[str, Any] = {switch: None for switch, name in special.items() if name not in tuned}
+    blocks = any(
+        key.startswith("blocks") for delta in adapter.deltas for key in delta.terms.conventions
     )
-
-
-def _targets(given: object, deltas: Sequence[Delta], config: Mapping[str, Any]) -> object:
-    """`target_modules` as it is where it names every module, else the modules' last names."""
-    modules = [
-        looked_up(delta)
-        for delta in deltas
-        if delta.tuner != "shift" and looked_up(delta) != delta.parameter
-    ]
-    named = set(config.get("target_parameters") or ())
-    if not deltas:
-        return []
-    if given is not None and all(_is_targeted(module, given) for module in modules):
-        return given
-    if not modules and named:
-        return given
-    return sorted({_last_name(module) for module in modules})
-
-
-def _named_targets(given: object, parameters: Sequence[str]) -> list[str]:
-    """`target_parameters`, with the last two names of every parameter that none of them ends."""
-    known = list(given) if isinstance(given, Sequence | set) else []
-    missing = [
-        parameter
-        for parameter in parameters
-        if not any(f".{parameter}".endswith(f".{name}") for name in known)
-    ]
-    return sorted({*known, *(".".join(name.split(".")[-2:]) for name in missing)})
-
-
-def _is_targeted(module: str, given: object) -> bool:
-    if given == "all-linear":
-        return True
-    if isinstance(given, str):
-        return re.fullmatch(given, module[:LONGEST_PATH]) is not None
-    if isinstance(given, Sequence | set | frozenset):
-        return any(f".{module}".endswith(f".{name}") for name in given)
-    return False
-
-
-def _last_name(module: str) -> str:
-    """`q_proj`; `to_out.0` where a number alone would fit every list of modules."""
-    parts = module.split(".")
-    count = next((n for n, part in enumerate(reversed(parts), 1) if not part.isdigit()), len(parts))
-    return ".".join(parts[-count:])
+    if not blocks:
+        found["use_bdlora"] = None
+    found = {name: value for name, value in found.items() if config.get(name) is not None}
+    found["use_dora"] = "dora" in tuned
+    if SHIFT in tuned or config.get("lora_bias"):
+        found["lora_bias"] = SHIFT in tuned
+    if any(by_name(delta) for delta in adapter.deltas):
+        # PEFT refuses both beside parameters that are targeted by name; neither has an effect here.
+        found |= {"lora_dropout": 0.0, "fan_in_fan_out": False}
+    return found
 
 
 def _canonical(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,8 @@ class Declaration:
     is needed at once and `workspace` is how many matrices of its size, in float64, that takes.
     `invertible`: "exactly", "rounding" or "no".
 
+    `proportional` are roles of which a module has one: twice its numbers are twice the scaling.
+
     `init` is the `init_lora_weights`, `switch` the config field, that makes its update another
     one than the plain tuner's.
     """
@@ -62,6 +64,7 @@ class Declaration:
     mixes: frozenset[str] = frozenset()
     workspace: int = 0
     formerly: str = ""
+    proportional: tuple[str, ...] = ()
 
     @property
     def tile(self) -> str:

@@ -7,36 +7,60 @@ from typing import Any
 
 from adaptool.findings import Code, Finding, Severity
 from adaptool.model.adapter import Adapter
+from adaptool.names.selection import FIELDS, Selection
 from adaptool.ops.low_rank import lora_config
-
-UNITED = ("modules_to_save", "target_modules", "target_parameters")
 
 
 def combined_config(adapters: Sequence[Adapter]) -> dict[str, Any]:
-    """The first adapter's fields as a plain LoRA's, the targets of all."""
+    """The first adapter's fields as a plain LoRA's, with what all adapters select.
+
+    Only what the result does not decide is taken over; the encoder derives the rest from it.
+    """
     configs = [adapter.config for adapter in adapters]
     base = lora_config(configs[0])
     if not base:
         base = next((lora_config(config) for config in configs if config), {})
     if not base:
         return {}
-    united = {name: _united(name, configs) for name in UNITED}
-    found = {name: value for name, value in united.items() if value is not None}
-    switches = {
-        name: any(config.get(name) for config in configs)
-        for name in ("lora_bias", "fan_in_fan_out")
-        if any(name in config for config in configs)
+    known = [config for config in configs if config.get("peft_type")]
+    return {
+        **base,
+        **_targets(known),
+        "modules_to_save": _union("modules_to_save", known),
+        "target_parameters": _union("target_parameters", known),
+        **_switches(configs),
+        "use_rslora": False,
     }
-    saved = {name: None for name in ("modules_to_save",) if name not in found}
-    return {**base, **saved, **found, **switches, "use_dora": False, "use_rslora": False}
 
 
-def _united(name: str, configs: Sequence[Mapping[str, Any]]) -> object:
-    """All names in the lists; one expression that all share; None where they cannot be united."""
-    given = [config[name] for config in configs if config.get(name)]
-    if all(isinstance(value, list | tuple | set) for value in given):
-        return sorted({item for value in given for item in value}) or None
-    return given[0] if all(value == given[0] for value in given) else None
+def _targets(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all of them select; nothing where that has no common form, and names must be found.
+
+    Names that select everything that ends with them are united. What limits them, or an
+    expression, means something in its own config only.
+    """
+    fields = [{name: config.get(name) for name in FIELDS} for config in configs]
+    if all(each == fields[0] for each in fields[1:]):
+        return fields[0] if fields else {}
+    selections = [Selection.of(config) for config in configs]
+    nothing = dict.fromkeys(FIELDS)
+    if any(each.is_limited or isinstance(each.targets, str) for each in selections):
+        return nothing
+    return {
+        **nothing,
+        "target_modules": sorted({name for each in selections for name in each.targets}),
+    }
+
+
+def _union(name: str, configs: Sequence[Mapping[str, Any]]) -> list[str] | None:
+    return sorted({item for config in configs for item in config.get(name) or ()}) or None
+
+
+def _switches(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`fan_in_fan_out` where any has it; PEFT corrects it by the kind of each layer."""
+    name = "fan_in_fan_out"
+    given = [config[name] for config in configs if name in config]
+    return {name: any(given)} if given else {}
 
 
 def config_notes(adapters: Sequence[Adapter]) -> Iterator[Finding]:

@@ -13,19 +13,23 @@ from adaptool.layouts.peft_encode import PLAIN
 from adaptool.layouts.pipeline_names import FAMILY
 from adaptool.model.adapter import Adapter, Delta
 from adaptool.model.options import OutputDtype
+from adaptool.names.selection import FIELDS
 from adaptool.store.tensors import TensorRef
 from adaptool.tuners import tuners
 
 # Fields of any PEFT config that a plain LoRA for the same modules keeps.
 SHARED_FIELDS = (
+    *FIELDS,
     "base_model_name_or_path",
     "bias",
-    "exclude_modules",
+    "ensure_weight_tying",
     "fan_in_fan_out",
+    "layer_replication",
     "modules_to_save",
     "revision",
-    "target_modules",
+    "target_parameters",
     "task_type",
+    "trainable_token_indices",
 )
 
 

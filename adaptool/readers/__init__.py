@@ -48,6 +48,5 @@ def check(adapter: Adapter, layout: str, encoded: Encoded, base: BaseNames | Non
         return
     parameters = [delta.parameter for delta in adapter.deltas]
     parameters += [item.parameter for item in adapter.replaced]
-    modules = frozenset(name.rpartition(".")[0] for name in parameters)
-    loaded = reader.read(File.of(encoded, base, modules))
+    loaded = reader.read(File.of(encoded, base, frozenset(parameters)))
     compare(adapter, loaded, encoded, reader.PROGRAM)

@@ -54,6 +54,9 @@ def _problems(
         yield name, "nothing reads this tensor"
     for name in loaded.missing:
         yield name, "it looks for this tensor in vain"
+    yield from loaded.faults
+    if loaded.applied is None:
+        return
     found = loaded.by_parameter()
     meant = {delta.parameter for delta in adapter.deltas}
     meant |= {item.parameter for item in adapter.replaced}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,8 @@ class File:
 
     `tensors` by name, `header` as it is written, `documents` parsed, by file name. `base` is what
     is known of the model it is loaded into; `modules` are the paths of the modules that the
-    adapter is about, for readers that need a model's modules where `base` is None.
+    adapter is about, for readers that need a model's modules where `base` is None, and
+    `parameters` are those modules' that it changes.
     """
 
     name: str
@@ -29,10 +30,15 @@ class File:
     header: bytes
     documents: Mapping[str, Any]
     base: BaseNames | None = None
-    modules: frozenset[str] = frozenset()
+    parameters: frozenset[str] = frozenset()
+
+    @property
+    def modules(self) -> frozenset[str]:
+        """The modules of `parameters`."""
+        return frozenset(name.rpartition(".")[0] for name in self.parameters)
 
     @classmethod
-    def of(cls, encoded: Encoded, base: BaseNames | None, modules: frozenset[str]) -> File:
+    def of(cls, encoded: Encoded, base: BaseNames | None, parameters: frozenset[str]) -> File:
         """The file that `encoded` will be, with the documents that lie beside it."""
         return cls(
             encoded.file,
@@ -44,7 +50,7 @@ class File:
                 if document.name.endswith(".json") and document.content is not None
             },
             base,
-            modules,
+            parameters,
         )
 
     @property
@@ -97,23 +103,21 @@ class Loaded:
     """What becomes of a file in the program that reads it.
 
     `unread` are tensors that it leaves out, `missing` names that it looks for in vain (it goes on
-    with other numbers), `refused` why it stops, or why its formats cannot hold the adapter.
+    with other numbers), `faults` what else it stops at, or does otherwise, that another way of
+    writing would mend: a name of the file or the model, and what. `refused` is why its format
+    cannot hold the adapter. `applied` is None where the formula is not modelled: names alone are
+    compared then.
     """
 
-    applied: tuple[Applied, ...]
+    applied: tuple[Applied, ...] | None
     unread: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    faults: tuple[tuple[str, str], ...] = ()
     refused: tuple[Refusal, ...] = ()
 
     def by_parameter(self) -> Mapping[str, list[Applied]]:
         """What is done to each parameter."""
         found: dict[str, list[Applied]] = {}
-        for each in self.applied:
+        for each in self.applied or ():
             found.setdefault(each.parameter, []).append(each)
         return found
-
-
-def sources_of(loaded: Loaded) -> Iterator[str]:
-    """The tensors that are used."""
-    for each in loaded.applied:
-        yield from each.sources

@@ -42,6 +42,7 @@ DECLARATION = Declaration(
     low_rank=False,
     invertible="rounding",
     mixes=frozenset({INPUTS}),
+    proportional=plain.PROPORTIONAL,
 )
 
 

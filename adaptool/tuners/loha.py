@@ -42,6 +42,7 @@ DECLARATION = Declaration(
     additive=True,
     low_rank=True,
     invertible="rounding",
+    proportional=("w1_a",),
 )
 
 

@@ -43,6 +43,7 @@ DECLARATION = Declaration(
     additive=True,
     low_rank=True,
     invertible="rounding",
+    proportional=("w1", "w1_a"),
 )
 
 

@@ -8,7 +8,14 @@ The factors' shapes for each kind of layer stand in `low_rank_factors.py`.
 from __future__ import annotations
 
 from adaptool.model.tuner import Declaration
-from adaptool.tuners.low_rank_factors import KEYS, effects, low_rank_update, product_factors, terms
+from adaptool.tuners.low_rank_factors import (
+    KEYS,
+    PROPORTIONAL,
+    effects,
+    low_rank_update,
+    product_factors,
+    terms,
+)
 
 __all__ = ["DECLARATION", "effects", "prepare", "product_factors", "terms"]
 
@@ -20,6 +27,7 @@ DECLARATION = Declaration(
     additive=True,
     low_rank=True,
     invertible="rounding",
+    proportional=PROPORTIONAL,
 )
 
 prepare = low_rank_update

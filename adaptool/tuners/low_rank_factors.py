@@ -35,6 +35,8 @@ KEYS: Mapping[str, str] = MappingProxyType(
     }
 )
 """PEFT key ending -> role."""
+PROPORTIONAL = ("B", "embedding_B")
+"""The factor that a scale is multiplied into."""
 
 
 def effects(terms: Terms, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Effect, ...]:

@@ -29,6 +29,7 @@ DECLARATION = Declaration(
     invertible="rounding",
     frozen=frozenset({"sampler.gaussian_var_prior", "sampler.expert_weights"}),
     switch="monteclora_config",
+    proportional=plain.PROPORTIONAL,
 )
 
 prepare = low_rank_update

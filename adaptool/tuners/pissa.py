@@ -19,7 +19,7 @@ from adaptool.linalg.factored import top_subspace
 from adaptool.model.adapter import Terms
 from adaptool.model.tuner import INPUTS, OUTPUTS, Declaration
 from adaptool.model.view import View
-from adaptool.tuners.low_rank_factors import KEYS, effects, low_rank_update, terms
+from adaptool.tuners.low_rank_factors import KEYS, PROPORTIONAL, effects, low_rank_update, terms
 from adaptool.tuners.products import LowRankUpdate
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ DECLARATION = Declaration(
     mixes=frozenset({INPUTS, OUTPUTS}),
     workspace=2,
     init="pissa",
+    proportional=PROPORTIONAL,
 )
 
 

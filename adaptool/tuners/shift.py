@@ -25,6 +25,7 @@ DECLARATION = Declaration(
     additive=True,
     low_rank=False,
     invertible="rounding",
+    proportional=("difference",),
 )
 
 

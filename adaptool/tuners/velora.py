@@ -28,6 +28,7 @@ DECLARATION = Declaration(
     invertible="rounding",
     frozen=frozenset({"embed"}),
     switch="velora_config",
+    proportional=plain.PROPORTIONAL,
 )
 
 prepare = low_rank_update
