@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -35,7 +35,32 @@ EMBEDDING = "embed_tokens"
 
 
 def read(file: File) -> Loaded:
-    """What PEFT does with the file, which is a directory's or holds its config in its metadata."""
+    """What PEFT does with the file, which is a directory's or holds its config in its metadata.
+
+    A pipeline's component is a model of its own, in which names lack the component's.
+    """
+    component = _component(file)
+    if not component:
+        return _read(file)
+    names = {name.removeprefix(component): name for name in file.parameters}
+    loaded = _read(replace(file, parameters=frozenset(names)))
+    applied = tuple(
+        replace(each, parameter=names.get(each.parameter, each.parameter))
+        for each in loaded.applied or ()
+    )
+    return replace(loaded, applied=applied)
+
+
+def _component(file: File) -> str:
+    """What all parameters of the adapter begin with, and no key of the file."""
+    firsts = {name.partition(".")[0] + "." for name in file.parameters}
+    if len(firsts) != 1:
+        return ""
+    (first,) = firsts
+    return "" if any(key.startswith(PREFIX + first) for key in file.tensors) else first
+
+
+def _read(file: File) -> Loaded:
     config = file.documents.get("adapter_config.json")
     if config is None:
         config = json.loads(file.metadata["adapter_config"])
