@@ -29,6 +29,15 @@ class Denoiser:
     settings: Mapping[str, Any]
     component: str = field(default="transformer")
 
+    @property
+    def original_names(self) -> bool:
+        """Whether kohya's trainer names its modules after the original checkpoint's."""
+        return self.kind not in {
+            "UNet2DConditionModel",
+            "LTXVideoTransformer3DModel",
+            "SanaTransformer2DModel",
+        }
+
     def build(self) -> nn.Module:
         """The model; its weights count for nothing here."""
         torch.manual_seed(0)

@@ -201,15 +201,26 @@ def _judge(
         if layout == "comfyui" or (layout == "kohya" and denoiser.component != "unet"):
             return  # diffusers' converters know these by sizes of the real models
         raise Wrong(f"{layout} is not loaded: {type(error).__name__}: {error}") from error
-    lost = sorted(wanted.keys() ^ found.keys())
+    # PEFT warns of modules without tensors; elsewhere one whose delta is zero changes nothing.
+    more = {n for n in found.keys() - wanted.keys() if layout == "peft" or found[n].any()}
+    lost = sorted((wanted.keys() - found.keys()) | more)
     off = [name for name in wanted.keys() & found.keys() if not _close(found[name], wanted[name])]
     if not lost and not off:
         return
     if original:
         raise Void("diffusers loads its own otherwise")
-    if layout == "comfyui" or _holds(path, wanted):
-        return  # diffusers takes ComfyUI's names in part, and mixed alphas not at all
+    if layout == "comfyui" or (layout == "kohya" and _known_to_differ(denoiser, path, wanted)):
+        return
     raise Wrong(f"{layout}: {len(lost)} lost or more {lost[:3]}, {len(off)} off {sorted(off)[:3]}")
+
+
+def _known_to_differ(denoiser: Denoiser, path: Path, wanted: Deltas) -> bool:
+    """What diffusers reads in part, or with other scales, although the file is right.
+
+    It takes ComfyUI's names and the original names of kohya's files of few denoisers only, and
+    mixed alphas of a UNet not at all.
+    """
+    return denoiser.original_names or _holds(path, wanted)
 
 
 def _holds(path: Path, wanted: Deltas) -> bool:
