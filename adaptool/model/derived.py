@@ -266,7 +266,7 @@ def weighted_sum(terms: Sequence[tuple[float, TensorRef]]) -> TensorRef:
             total += weight * value
         return total
 
-    return elementwise([ref for _, ref in terms], make)
+    return elementwise([ref for _, ref in terms], make, weights)
 
 
 def product(left: TensorRef, right: TensorRef) -> TensorRef:

@@ -26,14 +26,17 @@ F64 = DTYPES["F64"]
 WIDTH = 8
 
 
-def elementwise(refs: Sequence[TensorRef], make: Make) -> TensorRef:
-    """The float64 tensor that `make` gives, from flat float64 parts of all `refs`."""
+def elementwise(refs: Sequence[TensorRef], make: Make, weights: Sequence[float] = ()) -> TensorRef:
+    """The float64 tensor that `make` gives, from flat float64 parts of all `refs`.
+
+    `weights` say what each counts for in it, where that is a number; 1 by default.
+    """
     first = refs[0]
     if any(ref.shape != first.shape for ref in refs):
         message = f"shapes {[list(ref.shape) for ref in refs]} are not one"
         raise InternalError(message, code=Code.INTERNAL, file=first.file, tensor=first.name)
     length = first.elements * WIDTH
-    source = ElementwiseSource(tuple(refs), make, length)
+    source = ElementwiseSource(tuple(refs), make, length, tuple(weights) or (1.0,) * len(refs))
     return TensorRef(first.name, F64, first.shape, 0, length, source)
 
 
@@ -44,6 +47,7 @@ class ElementwiseSource:
     parents: tuple[TensorRef, ...]
     make: Make
     size: int
+    weights: tuple[float, ...]
 
     @property
     def name(self) -> str:

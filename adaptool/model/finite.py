@@ -35,6 +35,11 @@ class FiniteSource:
         return (self.ref,)
 
     @property
+    def weights(self) -> tuple[float, ...]:
+        """What each of them counts for in the values."""
+        return (1.0,)
+
+    @property
     def name(self) -> str:
         """The file."""
         return self.ref.file

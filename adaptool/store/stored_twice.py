@@ -36,6 +36,11 @@ class StoredTwice:
         return (self.first, self.second)
 
     @property
+    def weights(self) -> tuple[float, ...]:
+        """What each of them counts for in the values."""
+        return (1.0, 1.0)
+
+    @property
     def name(self) -> str:
         """The file."""
         return self.first.file
