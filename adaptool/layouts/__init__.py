@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast, runtime_checkable
 
 from adaptool.discovery import marked
 from adaptool.errors import InputError
 from adaptool.findings import Code
+from adaptool.layouts.pipeline_families import of_modules
 from adaptool.layouts.strangers import refuse_stranger
 from adaptool.model.adapter import Adapter
 from adaptool.model.encoding import Destination, Encoded, Loss
@@ -89,7 +90,14 @@ def decode(files: AdapterFiles, reading: Reading = AS_IT_STANDS) -> Adapter:
     best = [name for name, found in evidence.items() if found.claimed == most]
     if len(best) > 1:
         _refuse_ambiguous(files, {name: evidence[name] for name in best})
-    return layouts()[best[0]].decode(files, reading)
+    adapter = layouts()[best[0]].decode(files, reading)
+    return adapter if adapter.architectures else _placed(adapter, reading)
+
+
+def _placed(adapter: Adapter, reading: Reading) -> Adapter:
+    """The adapter with the denoisers that its modules' names tell, where they are a denoiser's."""
+    found = of_modules(adapter, reading.base)
+    return replace(adapter, architectures=found) if found else adapter
 
 
 def _refuse_ambiguous(files: AdapterFiles, best: Mapping[str, Evidence]) -> None:

@@ -6,18 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from adaptool.layouts.kohya_factors import INPUT_NORM
-from adaptool.layouts.pipeline_names import (
-    DENOISERS,
-    bare,
-    clip_of,
-    component_of,
-    families_fitting,
-    family_of,
-)
+from adaptool.layouts.pipeline_homes import Home, Homes, homes_of
+from adaptool.layouts.pipeline_names import DENOISERS, bare, clip_of, component_of
 from adaptool.layouts.seated import (
     SHIFT,
     Group,
-    Home,
     brought,
     factored,
     groups,
@@ -30,6 +23,7 @@ from adaptool.model.adapter import Adapter, Delta
 from adaptool.model.derived import F32, constant, joined, reshaped, scaled, zeros
 from adaptool.model.encoding import Destination, Encoded, Loss, Written, in_safetensors
 from adaptool.model.fusing import Pair, taken_rows
+from adaptool.names import text_encoders
 from adaptool.names.diffusion import Family
 from adaptool.store.tensors import TensorRef
 
@@ -38,34 +32,26 @@ FILE = "lora.safetensors"
 
 def losses(adapter: Adapter) -> tuple[Loss, ...]:
     """Other tuners, whole tensors, modules of models whose checkpoint's names are not known."""
-    family = family_of(adapter)
-    fitting = [] if family else [each.name for each in families_fitting(adapter)]
 
     def reason(delta: Delta) -> str:
-        if len(fitting) > 1 and component_of(delta.module, None) in (None, *DENOISERS):
-            fits = ", ".join(fitting)
-            return f"these module names are those of {fits}, --base CHECKPOINT tells whose"
         if delta.tuner == SHIFT and delta.parameter.rpartition(".")[2] not in _LEAVES:
             return "a shift of another parameter than weight and bias"
         return ""
 
-    return losses_of(adapter, _homes(adapter, family), reason)
+    return losses_of(adapter, _homes(adapter), reason)
 
 
 _LEAVES = {"weight": "diff", "bias": "diff_b"}
 
 
-def _homes(adapter: Adapter, family: Family | None) -> dict[str, Home]:
-    found = {}
-    for delta in adapter.deltas:
-        home = _home(delta.module, family, same=adapter.layout == "comfyui")
-        if home is not None:
-            found[delta.module] = home
-    return found
+def _homes(adapter: Adapter) -> Homes:
+    same = adapter.layout == "comfyui"
+    return homes_of(adapter, lambda delta, family: _home(delta, family, same=same))
 
 
-def _home(module: str, family: Family | None, *, same: bool) -> Home | None:
+def _home(delta: Delta, family: Family | None, *, same: bool) -> Home | None:
     """None where nobody knows; `same`: what has no table keeps the name it came with."""
+    module = delta.module
     component, path = component_of(module, family), bare(module)
     if module.startswith("text_encoders."):
         clip, _, rest = module.removeprefix("text_encoders.").partition(".")
@@ -73,8 +59,9 @@ def _home(module: str, family: Family | None, *, same: bool) -> Home | None:
     if component is None:
         return None
     if component not in DENOISERS:
-        clip_name = clip_of(component, family)
-        return Home(f"text_encoders.{clip_name}.transformer.{path}") if clip_name else None
+        clip_name = clip_of(component, family, path, delta.terms.inner)
+        stored = text_encoders.comfyui_path(path)
+        return Home(f"text_encoders.{clip_name}.transformer.{stored}") if clip_name else None
     seat = family.by_module(path) if family else None
     if seat is None:
         return Home(f"diffusion_model.{path}") if same and family is None else None
@@ -86,7 +73,7 @@ def encode(adapter: Adapter, destination: Destination) -> Encoded:
 
     A directory gets the one file `lora.safetensors`.
     """
-    homes = _homes(adapter, family_of(adapter))
+    homes = _homes(adapter).found
     pairs = [(group, pair_in(group)) for group in groups(factored(adapter), homes)]
     if destination.bake:
         pairs = [(group, _baked(pair)) for group, pair in pairs]

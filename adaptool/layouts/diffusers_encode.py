@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from adaptool.layouts.kohya_factors import INPUT_NORM, OUTPUT_NORM
+from adaptool.layouts.partly_dora import partly_dora
 from adaptool.layouts.peft_encode import config_of
-from adaptool.layouts.pipeline_names import bare, component_of, family_of
+from adaptool.layouts.pipeline_homes import Home, Homes, homes_of
+from adaptool.layouts.pipeline_names import bare, component_of
 from adaptool.layouts.seated import (
     SHIFT,
-    Home,
     brought,
     factored,
     losses_of,
@@ -42,21 +43,24 @@ def losses(adapter: Adapter) -> tuple[Loss, ...]:
             return "a difference of the whole weight is no pair of factors"
         return "" if scalings.get(delta.module) else "a bias alone has no place"
 
-    return losses_of(adapter, _homes(adapter, family_of(adapter)), reason)
+    homes = _homes(adapter)
+    placed = replace(adapter, deltas=tuple(d for d in adapter.deltas if d.module in homes.found))
+    parts = partly_dora(placed, lambda delta: homes.found[delta.module].name.partition(".")[0])
+    return (*losses_of(adapter, homes, reason), *parts)
 
 
-def _homes(adapter: Adapter, family: Family | None) -> dict[str, Home]:
-    found = {}
-    for delta in adapter.deltas:
-        component = component_of(delta.module, family)
-        if component is not None:
-            found[delta.module] = Home(f"{component}.{bare(delta.module)}")
-    return found
+def _homes(adapter: Adapter) -> Homes:
+    return homes_of(adapter, _home)
+
+
+def _home(delta: Delta, family: Family | None) -> Home | None:
+    component = component_of(delta.module, family)
+    return None if component is None else Home(f"{component}.{bare(delta.module)}")
 
 
 def encode(adapter: Adapter, destination: Destination) -> Encoded:
     """Keys as `save_lora_weights` writes them, and the metadata it is given by trainers."""
-    homes = _homes(adapter, family_of(adapter))
+    homes = _homes(adapter).found
     bake = destination.bake
     scalings = {delta.module: delta.terms.scaling for delta in factored(adapter)}
     tensors = [

@@ -12,6 +12,7 @@ from dataclasses import replace
 from adaptool.errors import AdaptoolError, MismatchError, gathered
 from adaptool.findings import Code
 from adaptool.layouts import Evidence
+from adaptool.layouts.double_deltas import summed
 from adaptool.layouts.kohya_encode import encode, losses
 from adaptool.layouts.kohya_factors import INPUT_NORM, Trained, delta_of, trained
 from adaptool.layouts.kohya_keys import (
@@ -21,8 +22,8 @@ from adaptool.layouts.kohya_keys import (
     may_drop,
     refuse_leftover,
 )
-from adaptool.layouts.kohya_names import Place, places
-from adaptool.layouts.pipeline_names import FAMILY
+from adaptool.layouts.kohya_names import places
+from adaptool.layouts.pipeline_families import Place
 from adaptool.model.adapter import Adapter, Delta
 from adaptool.model.fusing import split
 from adaptool.model.reading import AS_IT_STANDS, Reading
@@ -60,19 +61,22 @@ def decode(files: AdapterFiles, reading: Reading = AS_IT_STANDS) -> Adapter:
     if errors:
         raise gathered(errors)
     sizes = {flat: (each.pair.out, each.pair.a.shape[1]) for flat, each in modules.items()}
-    named = places(sizes, COMPONENTS, reading.base, files)
+    whole = frozenset(flat for flat, each in modules.items() if each.tuner == INPUT_NORM)
+    named = places(sizes, COMPONENTS, reading.base, files, whole)
     deltas = [delta for flat in modules for delta in deltas_at(modules[flat], named.places[flat])]
+    once, notes = summed(deltas, files.source.name)
     return Adapter(
         name=files.name,
         layout="kohya",
-        config={FAMILY: named.family} if named.family else {},
-        deltas=tuple(deltas),
+        config={},
+        deltas=once,
         replaced=(),
         leftover=(),
         tensors=files.tensors,
-        findings=files.findings,
+        findings=(*files.findings, *notes),
         dropped=tuple(ref.name for ref in dropped),
         metadata=files.header.metadata,
+        architectures=named.architectures,
     )
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from adaptool.layouts.kohya_factors import INPUT_NORM
 from adaptool.layouts.kohya_homes import family_for, homes
 from adaptool.layouts.kohya_metadata import kept, with_hashes
-from adaptool.layouts.pipeline_names import DENOISERS, component_of, families_fitting
 from adaptool.layouts.seated import (
     SHIFT,
     Group,
@@ -29,12 +28,8 @@ _VERSIONS = {"sdxl": "sdxl_base_v1-0", "flux": "flux1"}
 
 def losses(adapter: Adapter) -> tuple[Loss, ...]:
     """Other tuners, plain differences, whole tensors, modules of no known pipeline."""
-    fitting = [] if family_for(adapter) else [each.name for each in families_fitting(adapter)]
 
     def reason(delta: Delta) -> str:
-        if len(fitting) > 1 and component_of(delta.module, None) in (None, *DENOISERS):
-            fits = ", ".join(fitting)
-            return f"these module names are those of {fits}, --base CHECKPOINT tells whose"
         return "a plain difference is none of kohya's kinds" if delta.tuner == SHIFT else ""
 
     return losses_of(adapter, homes(adapter), reason)
@@ -47,7 +42,7 @@ def encode(adapter: Adapter, destination: Destination) -> Encoded:
     """
     tensors = [
         tensor
-        for group in groups(factored(adapter), homes(adapter))
+        for group in groups(factored(adapter), homes(adapter).found)
         for tensor in _written(group, bake=destination.bake)
     ]
     file = destination.file or FILE

@@ -7,56 +7,51 @@ published checkpoint, where several modules may be one. A pipeline with one text
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from adaptool.layouts.pipeline_names import (
-    DENOISERS,
-    TEXT_ENCODERS,
-    bare,
-    component_of,
-    families_fitting,
-    family_of,
-)
-from adaptool.layouts.seated import Home
-from adaptool.model.adapter import Adapter
+from adaptool.layouts.kohya_names import NUMBERED
+from adaptool.layouts.pipeline_families import tables_of
+from adaptool.layouts.pipeline_homes import Home, Homes, homes_of
+from adaptool.layouts.pipeline_names import DENOISERS, TEXT_ENCODERS, bare, component_of
+from adaptool.model.adapter import Adapter, Delta
 from adaptool.names import text_encoders
 from adaptool.names.diffusion import Family, known_original
 
-# Pipelines with several text encoders, and the number that each has in kohya's prefix.
-_NUMBERED: Mapping[str, tuple[int, ...]] = {"sdxl": (1, 2), "sd3": (1, 2, 3), "flux": (1, 3)}
 # Families that kohya trains under diffusers' names.
 _AS_DIFFUSERS = frozenset({"sd"})
 
 
-def homes(adapter: Adapter) -> dict[str, Home]:
-    """Module -> home; modules that no diffusion pipeline known here has are left out."""
-    family = family_for(adapter)
-    split = {
-        delta.module: (component_of(delta.module, family), bare(delta.module))
-        for delta in adapter.deltas
-    }
-    several = any(component in TEXT_ENCODERS[1:] for component, _ in split.values())
-    numbers = _NUMBERED.get(family.name if family else "", (1, 2, 3) if several else ())
-    found = {}
-    for module, (component, path) in split.items():
-        home = (
-            _encoder_home(numbers, component, path)
-            if component in TEXT_ENCODERS
-            else _denoiser_home(family, component, path)
-        )
-        if home is not None:
-            found[module] = home
-    return found
+def homes(adapter: Adapter) -> Homes:
+    """Where its modules go, with the reasons of those that have no place."""
+    uncertain = _any_unet(adapter)
+    several = any(component_of(d.module, None) in TEXT_ENCODERS[1:] for d in adapter.deltas)
+
+    def home(delta: Delta, family: Family | None) -> Home | None:
+        family = uncertain or family
+        component, path = component_of(delta.module, family), bare(delta.module)
+        if component in TEXT_ENCODERS:
+            return _encoder_home(_numbers(family, several=several), component, path)
+        return _denoiser_home(family, component, path)
+
+    return homes_of(adapter, home)
 
 
-def family_for(adapter: Adapter) -> Family | None:
-    """The architecture; of UNets that cannot be told apart the one that keeps diffusers' names.
+def _numbers(family: Family | None, *, several: bool) -> tuple[int, ...]:
+    return NUMBERED.get(family.name if family else "", (1, 2, 3) if several else ())
+
+
+def _any_unet(adapter: Adapter) -> Family | None:
+    """Of UNets between which nothing tells the one that keeps diffusers' names.
 
     Whoever reads kohya's files knows those for any UNet.
     """
-    found = families_fitting(adapter)
-    spelled = [family for family in found if family.name in _AS_DIFFUSERS]
-    return family_of(adapter) or next(iter(spelled), None)
+    tables = [table for table in tables_of(adapter.architectures) if table]
+    several = len(tables) > 1 and {table.component for table in tables} == {"unet"}
+    return next((t for t in tables if several and t.name in _AS_DIFFUSERS), None)
+
+
+def family_for(adapter: Adapter) -> Family | None:
+    """The architecture, where there is only one that it can be."""
+    tables = tables_of(adapter.architectures)
+    return tables[0] if len(tables) == 1 else None
 
 
 def _denoiser_home(family: Family | None, component: str | None, path: str) -> Home | None:

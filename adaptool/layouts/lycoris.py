@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from adaptool.errors import AdaptoolError, MismatchError, gathered
 from adaptool.findings import Code
 from adaptool.layouts import Evidence
+from adaptool.layouts.double_deltas import summed
 from adaptool.layouts.kohya_keys import (
     COMPONENTS,
     DENOISER,
@@ -23,9 +24,8 @@ from adaptool.layouts.kohya_keys import (
     refuse_leftover,
 )
 from adaptool.layouts.kohya_names import places
-from adaptool.layouts.lycoris_deltas import deltas_of, size_of
+from adaptool.layouts.lycoris_deltas import LOKR, deltas_of, size_of
 from adaptool.layouts.lycoris_keys import LYCORIS_ENDINGS
-from adaptool.layouts.pipeline_names import FAMILY
 from adaptool.model.adapter import Adapter, Delta
 from adaptool.model.reading import AS_IT_STANDS, Reading
 from adaptool.store.adapter_files import AdapterFiles
@@ -84,7 +84,7 @@ def decode(files: AdapterFiles, reading: Reading = AS_IT_STANDS) -> Adapter:
     dropped = [ref for ref in found.leftover if may_drop(ref.name, reading)]
     refuse_leftover([ref for ref in found.leftover if ref not in dropped], files, TITLE)
     sizes = {flat: size_of(roles) for flat, roles in found.modules.items()}
-    named = places(sizes, _PREFIXES, reading.base, files)
+    named = places(sizes, _PREFIXES, reading.base, files, _whole(found))
     deltas: list[Delta] = []
     errors: list[AdaptoolError] = []
     for flat, roles in found.modules.items():
@@ -95,17 +95,26 @@ def decode(files: AdapterFiles, reading: Reading = AS_IT_STANDS) -> Adapter:
             errors.append(error)
     if errors:
         raise gathered(errors)
+    once, notes = summed(deltas, files.source.name)
     return Adapter(
         name=files.name,
         layout="lycoris",
-        config={FAMILY: named.family} if named.family else {},
-        deltas=tuple(deltas),
+        config={},
+        deltas=once,
         replaced=(),
         leftover=(),
         tensors=files.tensors,
-        findings=files.findings,
+        findings=(*files.findings, *notes),
         dropped=tuple(ref.name for ref in dropped),
         metadata=files.header.metadata,
+        architectures=named.architectures,
+    )
+
+
+def _whole(found: Grouped) -> frozenset[str]:
+    """The modules whose tensors are not divided: blocks and norms cross the borders."""
+    return frozenset(
+        flat for flat, roles in found.modules.items() if roles.keys() & (LOKR | {"dora_scale"})
     )
 
 

@@ -11,7 +11,8 @@ from adaptool.findings import Code
 from adaptool.layouts.kohya import deltas_at
 from adaptool.layouts.kohya_factors import check_factor, trained
 from adaptool.layouts.kohya_keys import alpha_of, number_of
-from adaptool.layouts.kohya_names import Place, Size
+from adaptool.layouts.pipeline_families import Place
+from adaptool.layouts.pipeline_names import Size
 from adaptool.model.adapter import Delta, Form, Terms
 from adaptool.model.derived import F32, constant, joined, reshaped, taken, weighted_sum
 from adaptool.model.fusing import taken_rows

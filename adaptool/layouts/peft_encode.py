@@ -22,7 +22,7 @@ from adaptool.layouts.peft_scales import (
     scales_of,
 )
 from adaptool.layouts.peft_targets import SHIFT, Held, held, module_of, selecting
-from adaptool.layouts.pipeline_names import COMPONENTS, FAMILY, bare, is_of_pipeline
+from adaptool.layouts.pipeline_names import bare, is_one_component
 from adaptool.model.adapter import Adapter, Delta, Replaced
 from adaptool.model.derived import F32, F64, padded, scaled
 from adaptool.model.encoding import Destination, Encoded, Loss, Written, in_safetensors
@@ -123,10 +123,7 @@ def encode(adapter: Adapter, destination: Destination) -> Encoded:
 def _local(adapter: Adapter) -> Adapter:
     """Modules of one component of a pipeline as PEFT finds them there: without its name."""
     modules = [delta.module for delta in adapter.deltas]
-    first = {module.partition(".")[0] for module in modules}
-    if adapter.config.get("peft_type") or len(first) != 1 or not first <= set(COMPONENTS):
-        return adapter
-    if not all(map(is_of_pipeline, modules)):
+    if adapter.config.get("peft_type") or not is_one_component(adapter.layout, modules):
         return adapter
     return replace(
         adapter,
@@ -262,7 +259,6 @@ def config_of(
 
 def _config(adapter: Adapter, found: Held, scales: Scales) -> dict[str, Any]:
     given = {**adapter.config, "base_model_name_or_path": adapter.base}
-    given.pop(FAMILY, None)  # ours alone; PEFT warns of fields that it does not know
     if _kind(adapter) != "LORA":
         return _canonical({**given, **scales.fields})
     config = given if adapter.config.get("peft_type") else {**PLAIN, **given}

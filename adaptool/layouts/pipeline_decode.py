@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from adaptool.errors import AdaptoolError, InputError, gathered
 from adaptool.findings import Code, Finding, Severity
+from adaptool.layouts.double_deltas import summed
 from adaptool.layouts.kohya_factors import PLAIN, check_factor, trained
 from adaptool.layouts.kohya_keys import may_drop, refuse_leftover
-from adaptool.layouts.kohya_names import Place
 from adaptool.layouts.lycoris_deltas import deltas_of, size_of
-from adaptool.layouts.pipeline_keys import Stem
-from adaptool.layouts.pipeline_names import (
-    CLIP,
-    DENOISER,
-    DENOISERS,
-    FAMILY,
-    Names,
-    Size,
-    names_of,
-    text_encoder_of,
+from adaptool.layouts.pipeline_families import (
+    Decided,
+    Place,
+    Spelling,
+    Told,
+    decided,
+    dotted,
+    tables_of,
 )
+from adaptool.layouts.pipeline_keys import Stem
+from adaptool.layouts.pipeline_names import CLIP, DENOISER, DENOISERS, Size, text_encoder_of
 from adaptool.model.adapter import Adapter, Delta, Form, Replaced, Terms
 from adaptool.model.derived import F32, reshaped, scaled
 from adaptool.model.fusing import taken_rows
 from adaptool.model.reading import AS_IT_STANDS, Reading
-from adaptool.names.diffusion import known_module
+from adaptool.names import text_encoders
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.tensors import TensorRef
 from adaptool.tuners import tuners
@@ -51,9 +51,14 @@ class Found:
     configs: Configs | None = None
 
 
+# Layouts that have diffusers' names; trainers write a checkpoint's names below their prefixes too.
+_OF_DIFFUSERS = frozenset({"diffusers", "onetrainer"})
+
+
 def adapter_of(files: AdapterFiles, reading: Reading, found: Found) -> Adapter:
     """The adapter; InputError lists what was wrong, or is nobody's."""
-    names = names_of(_sizes(found.stems), reading.base.shapes if reading.base else ())
+    original = found.layout not in _OF_DIFFUSERS
+    names = Names.of(found.stems, files, reading, original=original)
     dropped = [ref for ref in found.leftover if may_drop(ref.name, reading)]
     refuse_leftover([ref for ref in found.leftover if ref not in dropped], files, found.layout)
     deltas: list[Delta] = []
@@ -65,21 +70,64 @@ def adapter_of(files: AdapterFiles, reading: Reading, found: Found) -> Adapter:
             error.file = error.file or files.source.name
             errors.append(error)
     replaced = list(_replaced(found.replaced or {}, names))
-    errors += _taken_twice(deltas, files)
     if errors:
         raise gathered(errors)
+    once, notes = summed(deltas, files.source.name)
     return Adapter(
         name=files.name,
         layout=found.layout,
-        config={FAMILY: names.family.name} if names.family else {},
-        deltas=tuple(deltas),
+        config={},
+        deltas=once,
         replaced=tuple(replaced),
         leftover=(),
         tensors=files.tensors,
-        findings=(*files.findings, *_notes(names, found)),
+        findings=(*files.findings, *notes, *_notes(names, found)),
         dropped=tuple(ref.name for ref in dropped),
         metadata=files.header.metadata,
+        architectures=names.decided.names,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """How one file's denoiser is to be read; `component` is what diffusers calls it."""
+
+    decided: Decided
+    component: str
+
+    @classmethod
+    def of(
+        cls, stems: Sequence[Stem], files: AdapterFiles, reading: Reading, *, original: bool
+    ) -> Self:
+        """By the names and sizes of its modules; MismatchError where several models have them.
+
+        `original`: whether the layout's names are a checkpoint's where they may be diffusers' too.
+        """
+        sizes = _sizes(stems)
+        encoders = {
+            stem.component.removeprefix(CLIP): text_encoders.kind_of(stem.path)
+            for stem in stems
+            if not _denoises(stem)
+        }
+        file = files.source.name
+        told = Told(files.header.metadata, reading.base, file, encoders, original=original)
+        found = decided(sizes, dotted(), told)
+        return cls(found, found.component(sizes))
+
+    def place(self, path: str, out: int | None, inner: int | None) -> Place:
+        """What a module's name stands for: itself where nobody knows it, nothing where it is none.
+
+        `out` and `inner` are its sizes as far as its tensors tell them.
+        """
+        if not self.decided.original or self.decided.family is None:
+            return Place((path,))
+        size = None if out is None else (out, inner)
+        found = (each.find(path, size) for each in dotted() if self._reads(each))
+        return next((place for place in found if place is not None), Place(()))
+
+    def _reads(self, spelling: Spelling) -> bool:
+        """The checkpoint's names come first, then diffusers' own: trainers mix them."""
+        return spelling.architecture.family is self.decided.family
 
 
 def _sizes(stems: Sequence[Stem]) -> dict[str, Size]:
@@ -103,8 +151,7 @@ def _normal(roles: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
 
 
 def _notes(names: Names, found: Found) -> Iterator[Finding]:
-    paths = [stem.path for stem in found.stems if _denoises(stem)]
-    if names.family is None and paths and not any(map(known_module, paths)):
+    if not names.decided.architectures and any(map(_denoises, found.stems)):
         message = "no one architecture has these module names; they are kept as they are"
         yield Finding(Code.KEYS_UNRECOGNISED, Severity.NOTE, message)
 
@@ -139,18 +186,19 @@ def _placed(stem: Stem, roles: Mapping[str, TensorRef], names: Names) -> tuple[s
     component = stem.component
     if component.startswith(CLIP):
         clip = component.removeprefix(CLIP)
-        component = text_encoder_of(clip, names.family) or f"text_encoders.{clip}"
+        tables = tables_of(names.decided.names)
+        component = text_encoder_of(clip, tables) or f"text_encoders.{clip}"
     if not _denoises(stem):
         return component, Place((f"{component}.{stem.path}",))
     component = names.component if component == DENOISER else component
     out, inner = size_of(roles) or (None, None)
-    modules, seat = names.modules(stem.path, out or None, inner)
-    if not modules:
-        family = names.family.name if names.family else "the model"
+    place = names.place(stem.path, out or None, inner)
+    if not place.modules:
+        family = ", ".join(names.decided.names)
         message = f"({out}, {inner}) is no module of {family} that can be read"
         name = next(iter(stem.roles.values())).name
         raise InputError(message, code=Code.KEYS_UNRECOGNISED, tensor=name)
-    return component, Place(tuple(f"{component}.{module}" for module in modules), seat)
+    return component, place.within(component)
 
 
 def _shifts(ref: TensorRef, factor: float, scaling: float, place: Place) -> Iterator[Delta]:
@@ -168,21 +216,9 @@ def _shifts(ref: TensorRef, factor: float, scaling: float, place: Place) -> Iter
 def _replaced(tensors: Mapping[str, TensorRef], names: Names) -> Iterator[Replaced]:
     for parameter, ref in tensors.items():
         path, _, leaf = parameter.rpartition(".")
-        modules, seat = names.modules(path, None, None)
-        if len(modules) != 1:
+        place = names.place(path, None, None)
+        if len(place.modules) != 1:
             message = "names no parameter of diffusers' model alone"
             raise InputError(message, code=Code.KEYS_UNRECOGNISED, file=ref.file, tensor=ref.name)
-        own = seat.leaf(leaf) if seat else leaf
-        yield Replaced(f"{names.component}.{modules[0]}.{own}", ref)
-
-
-def _taken_twice(deltas: Sequence[Delta], files: AdapterFiles) -> Iterator[AdaptoolError]:
-    seen: dict[str, TensorRef] = {}
-    for delta in deltas:
-        first = next(iter(delta.roles.values()))
-        before = seen.setdefault(delta.parameter, first)
-        if before is not first:
-            message = f"changes {delta.parameter}, which {before.name!r} changes already"
-            yield InputError(
-                message, code=Code.SLOT_TAKEN_TWICE, file=files.source.name, tensor=first.name
-            )
+        own = place.seat.leaf(leaf) if place.seat else leaf
+        yield Replaced(f"{names.component}.{place.modules[0]}.{own}", ref)

@@ -10,6 +10,7 @@ from adaptool.errors import MismatchError
 from adaptool.findings import Code
 from adaptool.layouts.kohya_factors import INPUT_NORM, OUTPUT_NORM, PLAIN
 from adaptool.layouts.kohya_metadata import HASHES
+from adaptool.layouts.pipeline_homes import Home, Homes
 from adaptool.model.adapter import Adapter, Delta, Form
 from adaptool.model.derived import F32, F64, leaves, reshaped
 from adaptool.model.encoding import Loss
@@ -21,15 +22,6 @@ from adaptool.store.tensors import TensorRef
 _FACTORED = frozenset({PLAIN, OUTPUT_NORM, INPUT_NORM})
 _NORMED = frozenset({OUTPUT_NORM, INPUT_NORM})
 SHIFT = "shift"
-
-
-@dataclass(frozen=True, slots=True)
-class Home:
-    """Where a delta goes: the stored module's name, and which part of a seat the delta is."""
-
-    name: str
-    seat: Seat | None = None
-    part: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +71,7 @@ def shifts(adapter: Adapter, leaf: str) -> list[Delta]:
     ]
 
 
-def losses_of(
-    adapter: Adapter, homes: Mapping[str, Home], reason: Callable[[Delta], str]
-) -> tuple[Loss, ...]:
+def losses_of(adapter: Adapter, homes: Homes, reason: Callable[[Delta], str]) -> tuple[Loss, ...]:
     """What has no place: deltas for a reason of the layout's or of theirs, and whole tensors."""
     reasons: dict[str, list[Delta]] = {}
     for delta in adapter.deltas:
@@ -90,7 +80,7 @@ def losses_of(
             reasons.setdefault(why, []).append(delta)
     lost = {delta.parameter for deltas in reasons.values() for delta in deltas}
     kept = [delta for delta in factored(adapter) if delta.parameter not in lost]
-    for group in groups(kept, homes):
+    for group in groups(kept, homes.found):
         why = _cannot_join(group)
         if why:
             reasons.setdefault(why, []).extend(group.present)
@@ -101,8 +91,10 @@ def losses_of(
     )
 
 
-def _reason(delta: Delta, homes: Mapping[str, Home]) -> str:
-    if delta.module not in homes:
+def _reason(delta: Delta, homes: Homes) -> str:
+    if delta.module in homes.missing:
+        return homes.missing[delta.module]
+    if delta.module not in homes.found:
         return "the module is none of a diffusion pipeline known here"
     if delta.tuner not in {*_FACTORED, SHIFT}:
         return f"{delta.tuner} has no place"

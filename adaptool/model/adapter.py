@@ -112,7 +112,8 @@ class Adapter:
     That is `deltas`, `replaced`, `leftover`, or `dropped`: left out because the caller allowed it.
     `changed_base` names an initialisation that subtracted the initial delta from the base before
     training: the trained delta alone is then not the update. `metadata` is the file's own, where
-    its layout keeps more there than what is decoded.
+    its layout keeps more there than what is decoded. `architectures` are the denoisers of diffusion
+    that it may be for, decided when it was read: one, or several that name its modules alike.
     """
 
     name: str
@@ -130,3 +131,4 @@ class Adapter:
     dropped: tuple[str, ...] = ()
     changed_base: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    architectures: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -223,49 +223,3 @@ def _of_all(*, original: bool) -> tuple[Table[None], frozenset[str]]:
     names = [name for group in groups for name in group]
     heads = frozenset(name.partition(".")[0] for name in names)
     return Table((name, None) for name in names), heads
-
-
-def family_of_originals(modules: Mapping[str, tuple[int, int | None]]) -> Family | None:
-    """The architecture whose checkpoint has these modules, path -> (out, inner).
-
-    The one that knows the most of them, with sizes that fit; None where none knows any.
-    """
-    scores = {
-        name: sum(_known(family, path, *size) for path, size in modules.items())
-        for name, family in families().items()
-    }
-    best = max(scores, key=lambda name: scores[name])
-    return families()[best] if scores[best] else None
-
-
-def _known(family: Family, path: str, out: int, inner: int | None) -> bool:
-    seat = family.by_original(path)
-    return seat is not None and seat.fits(out, inner)
-
-
-def families_of_modules(paths: Iterable[str]) -> tuple[Family, ...]:
-    """The architectures that know the most of these modules of diffusers.
-
-    Several share the names of their attention; where the number of blocks is that of one published
-    model, it is that one.
-    """
-    names = list(paths)
-    known = {
-        name: sum(family.by_module(path) is not None for path in names)
-        for name, family in families().items()
-    }
-    most = max(known.values())
-    best = [families()[name] for name, count in known.items() if count == most and most]
-    exact = [family for family in best if family.counts and _counted(names, family.counts)]
-    return tuple(exact or best)
-
-
-def _counted(paths: Iterable[str], counts: Mapping[str, int]) -> bool:
-    """Whether the highest block number of each stack is the published model's."""
-    highest: dict[str, int] = {}
-    for path in paths:
-        stack, _, rest = path.partition(".")
-        number = rest.partition(".")[0]
-        if stack in counts and number.isdigit():
-            highest[stack] = max(highest.get(stack, -1), int(number))
-    return bool(highest) and all(counts[stack] == last + 1 for stack, last in highest.items())

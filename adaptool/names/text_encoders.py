@@ -68,3 +68,23 @@ def stored_path(path: str) -> str | None:
 def knows(path: str) -> bool:
     """Whether a text encoder has a module of this path."""
     return stored_path(path) is not None
+
+
+def kind_of(path: str) -> str:
+    """`clip`, `t5` or `decoder`: what kind of text encoder has this module; "" for none."""
+    found = _table(flat=False).find(path)
+    if found is None:
+        return ""
+    if found[0].startswith(("text_model.", "text_projection")):
+        return "clip"
+    return "t5" if found[0] == "shared" or found[0].startswith("encoder.") else "decoder"
+
+
+def comfyui_path(path: str) -> str:
+    """The path as ComfyUI's text encoders have it: CLIP's below `text_model.`, decoders' `model.`.
+
+    What is no module of a text encoder known here stays as it is.
+    """
+    stored = stored_path(path) or path
+    stack = next((each for each in _STACKS if stored.startswith(f"{each}.")), None)
+    return stored if stack is None else f"model.layers.{stored.removeprefix(f'{stack}.')}"

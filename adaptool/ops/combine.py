@@ -15,6 +15,7 @@ from adaptool.combinations.merging import check_options
 from adaptool.combinations.method import Majority, Options, Space
 from adaptool.errors import AdaptoolError, MismatchError, UsageError, gathered
 from adaptool.findings import Code, Finding, Severity
+from adaptool.layouts.pipeline_families import common
 from adaptool.model.adapter import Adapter, Delta, Form, Terms
 from adaptool.model.algebra import Algebra, Mixture, Weighted
 from adaptool.model.based import Change
@@ -105,6 +106,7 @@ def combined(
         replaced=whole.replaced,
         dropped=tuple(sorted({name for entry in entries for name in entry.adapter.dropped})),
         findings=(),
+        architectures=common([entry.adapter.architectures for entry in entries]),
     )
     notes = (*config_notes([entry.adapter for entry in entries]), *_notes(method, deltas))
     return Combined(made, exact, notes, bool(through_base) or whole.on_base)

@@ -10,7 +10,6 @@ from adaptool.dtypes import BY_TORCH_NAME, DTYPES, Dtype
 from adaptool.errors import MismatchError
 from adaptool.findings import Code
 from adaptool.layouts.peft_encode import PLAIN
-from adaptool.layouts.pipeline_names import FAMILY
 from adaptool.model.adapter import Adapter, Delta
 from adaptool.model.options import OutputDtype
 from adaptool.names.selection import FIELDS
@@ -66,8 +65,6 @@ def lora_config(config: Mapping[str, Any]) -> dict[str, Any]:
         switches = {tuner.DECLARATION.switch for tuner in tuners().values()} | {"use_bdlora"}
         kept = {name: value for name, value in config.items() if name not in switches}
         return {**kept, "init_lora_weights": True}
-    if config.keys() <= {FAMILY}:
-        return dict(config)
     shared = {name: config[name] for name in SHARED_FIELDS if name in config}
     return {**PLAIN, **shared} if config else {}
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 from adaptool.errors import AdaptoolError, InternalError, Interrupted, RemoteError, UsageError
 from adaptool.findings import Code, Finding, Severity
 from adaptool.layouts import decode, layouts
-from adaptool.layouts.pipeline_names import family_of
+from adaptool.layouts.pipeline_families import tables_of
 from adaptool.model.adapter import Adapter
 from adaptool.model.options import MergeOptions
 from adaptool.model.plan import Plan
@@ -159,8 +159,9 @@ def _layout(files: AdapterFiles, adapter: Adapter | None) -> str | None:
 
 def _family(adapter: Adapter | None) -> str | None:
     """The architecture of a diffusion model's adapter; None where it is another's, or unknown."""
-    found = family_of(adapter) if adapter is not None else None
-    return found.name if found is not None else None
+    tables = tables_of(adapter.architectures) if adapter is not None else ()
+    (only,) = tables if len(tables) == 1 else (None,)
+    return only.name if only is not None else None
 
 
 def _planned(base: Checkpoint, files: AdapterFiles, adapter: Adapter, told: Told) -> Plan:

@@ -420,14 +420,6 @@ def test_one_unknown_module_of_a_known_model_is_refused(tmp_path: Path) -> None:
     assert "self_attn.gate" in caught.value.tensor
 
 
-def test_fused_and_apart_in_one_file_is_refused(tmp_path: Path) -> None:
-    """Z-Image files exist that hold qkv and to_q both; which one counts is not for us to say."""
-    block = "diffusion_model.layers.0.attention"
-    tensors = factors({f"{block}.qkv": (24, 8), f"{block}.out": (8, 8), f"{block}.to_q": (8, 8)})
-    with pytest.raises(InputError, match="changes already"):
-        read(saved(tmp_path / "both.safetensors", tensors))
-
-
 def test_text_encoders_are_named_as_the_model_orders_them(tmp_path: Path) -> None:
     """Flux's second text encoder is T5, SDXL's is CLIP-G."""
     clip, t5 = "text_model.encoder.layers.0.mlp.fc1", "encoder.block.0.layer.0.SelfAttention.q"

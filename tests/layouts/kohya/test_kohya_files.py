@@ -167,10 +167,11 @@ def test_names_of_the_base_come_first(prefix: str, tmp_path: Path) -> None:
 
 
 def test_fused_module_of_the_base_stays_whole(tmp_path: Path) -> None:
-    """A checkpoint with original names has the fused tensor that the file is for."""
+    """Where its parts cannot be told apart: a norm that runs over the outputs of q, k and v."""
     flat = "lora_unet_double_blocks_0_img_attn_qkv"
     base = BaseNames({"double_blocks.0.img_attn.qkv.weight": (24, 8)}, None)
-    found = _read(tmp_path, _pair(flat, (24, 8)), base=base)
+    scale = {f"{flat}.dora_scale": np.ones((1, 8), np.float32)}
+    found = _read(tmp_path, _pair(flat, (24, 8)) | scale, base=base)
     assert [delta.module for delta in found.deltas] == ["transformer.double_blocks.0.img_attn.qkv"]
     written = tensors_in(converted(found, "kohya", tmp_path / "out"))
     assert {name.partition(".")[0] for name in written} == {flat}
@@ -190,9 +191,10 @@ def test_unknown_modules_are_listed(tmp_path: Path) -> None:
 
 def test_names_that_fit_two_models_are_refused(tmp_path: Path) -> None:
     """Z-Image and Lumina 2 have this name in common; diffusers calls it differently in each."""
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(MismatchError) as caught:
         _read(tmp_path, _pair("lora_unet_layers_0_feed_forward_w1"))
     assert caught.value.code is Code.LAYOUT_AMBIGUOUS
+    assert "--base" in str(caught.value.hint)
 
 
 def test_key_of_no_known_kind_is_refused_unless_it_may_be_dropped(tmp_path: Path) -> None:

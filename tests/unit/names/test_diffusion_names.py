@@ -9,13 +9,7 @@ import pytest
 import torch
 from diffusers.loaders import single_file_utils as loaders
 
-from adaptool.names.diffusion import (
-    Family,
-    Seat,
-    families,
-    families_of_modules,
-    family_of_originals,
-)
+from adaptool.names.diffusion import Family, Seat, families
 
 Checkpoint = dict[str, torch.Tensor]
 # The sizes that diffusers' loaders have built in: inputs of a block, and of a fused module.
@@ -141,23 +135,3 @@ def test_names_come_back_from_either_side_and_flattened(name: str) -> None:
             found = family.by_module(module)
             assert found is not None
             assert module in found.modules
-
-
-def test_sizes_tell_flux_from_flux2() -> None:
-    """The fused module of a single block has another size in FLUX.2."""
-    name = "single_blocks.0.linear1"
-    assert family_of_originals({name: (21504, 3072)}) is families()["flux"]
-    assert family_of_originals({name: (6144 * 9, 6144)}) is families()["flux2"]
-
-
-def test_block_numbers_tell_models_apart_that_share_their_names() -> None:
-    """FLUX.1 and HunyuanVideo share their blocks' names and differ in the number of blocks."""
-
-    def blocks(double: int, single: int) -> list[str]:
-        return [f"transformer_blocks.{n}.attn.to_q" for n in range(double)] + [
-            f"single_transformer_blocks.{n}.attn.to_q" for n in range(single)
-        ]
-
-    assert [f.name for f in families_of_modules(blocks(19, 38))] == ["flux"]
-    assert [f.name for f in families_of_modules(blocks(20, 40))] == ["hunyuan-video"]
-    assert len(families_of_modules(blocks(2, 2))) > 1
