@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,22 @@ from golden_cases import quietly, train
 Tensors = Mapping[str, torch.Tensor]
 
 
-def save_base(family: str, where: Path, **settings: Any) -> Path:
+def save_base(family: str, where: Path, *, untied: bool = False) -> Path:
     """The family's small model, random, under its checkpoint's names."""
-    model = build(FAMILIES[family])
-    for name, value in settings.items():
-        setattr(model.config, name, value)
-    model.save_pretrained(where)
+    found = FAMILIES[family]
+    if untied:
+        found = replace(found, settings=_untied(found.settings))
+    build(found).save_pretrained(where)
     return where
+
+
+def _untied(settings: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {
+        key: {**value, "tie_word_embeddings": False}
+        for key, value in settings.items()
+        if key == "text_config"
+    }
+    return {**settings, **inner, "tie_word_embeddings": False}
 
 
 def load(family: str, where: Path) -> nn.Module:

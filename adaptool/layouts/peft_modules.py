@@ -25,7 +25,10 @@ MHA_OUT = ".base_layer.out_proj"
 PACKING_FIELD = "lora_B_layout"
 PACKINGS = {"rank_major": ExpertPacking.PEFT, "grouped_by_expert": ExpertPacking.UNSLOTH}
 # PEFT wraps parameters in the order in which the module registers them, the first one innermost.
-REGISTERED = ("gate_up_proj", "gate_proj", "w1", "v1", "up_proj", "w2", "down_proj", "w3")
+REGISTERED = (
+    *("gate_up_proj", "gate_up_proj_bias", "gate_proj", "w1", "v1", "up_proj", "w2"),
+    *("down_proj", "down_proj_bias", "w3"),
+)
 
 
 class ModuleNames:

@@ -13,7 +13,7 @@ from typing import Any
 
 from adaptool.names.families import model_types
 from adaptool.names.module_kinds import Kind, is_headless, kind_of
-from adaptool.names.rename_rules import base_prefixes, known
+from adaptool.names.rename_rules import base_prefixes, known, readings
 from adaptool.names.renames import CheckpointNames, Part, Placement
 from adaptool.names.resolver import Resolver
 
@@ -101,6 +101,10 @@ class ModelNames:
             return _home(parameter, found.placements[0].of_tensor)
         same = sorted(tensors) == sorted(each.tensor for each in self.parameters[parameter])
         return Home(parameter) if same else None
+
+    def module_name(self, tensor: str) -> str:
+        """The parameter that a tensor of this name would be, stored or not."""
+        return readings(self.types, self._classes)[0].reach(tensor).parameters[0]
 
     def bare(self, parameter: str) -> str:
         """The name in the model without its head."""

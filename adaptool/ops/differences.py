@@ -20,6 +20,7 @@ from adaptool.model.values import Comparison, ValueReader, total
 from adaptool.ops.artifact import open_artifact
 from adaptool.ops.base_norms import opened_drafts
 from adaptool.ops.identity import settled
+from adaptool.ops.module_tensors import module_tensors
 from adaptool.ops.similarity import shape
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.checkpoint import Checkpoint
@@ -148,7 +149,7 @@ def diff_paths(
             ledger = _answered(_about_adapters(values, first, second), values, report)
             return ledger.result("adapter", _adapter_structure(first, second))
         if isinstance(one, Checkpoint) and isinstance(other, Checkpoint):
-            ours, theirs = _plain_tensors(one), _plain_tensors(other)
+            ours, theirs = _same_names(one, other)
             ledger = _answered(_about_tensors(values, ours, theirs), values, report)
             structure = _checkpoint_structure((one, ours), (other, theirs))
             return ledger.result("checkpoint", structure)
@@ -230,6 +231,18 @@ def _squares(values: ValueReader, delta: Delta) -> float:
     if found is not None:
         return found
     return sum(values.squares(ref) for ref in delta.roles.values())
+
+
+def _same_names(
+    one: Checkpoint, other: Checkpoint
+) -> tuple[Mapping[str, TensorRef], Mapping[str, TensorRef]]:
+    """Both sides' tensors, as they are stored, or by the library's names where those differ."""
+    ours, theirs = _plain_tensors(one), _plain_tensors(other)
+    if ours.keys() == theirs.keys():
+        return ours, theirs
+    mine, yours = module_tensors(one).tensors, module_tensors(other).tensors
+    apart = len(ours.keys() ^ theirs.keys())
+    return (mine, yours) if len(mine.keys() ^ yours.keys()) < apart else (ours, theirs)
 
 
 def _plain_tensors(checkpoint: Checkpoint) -> dict[str, TensorRef]:

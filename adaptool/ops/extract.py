@@ -228,13 +228,14 @@ def _dtype(value: TensorRef, options: ExtractOptions) -> Dtype:
 def _settle_ties(making: _Making) -> bool:
     """Leave to PEFT what it ties itself; else each name of a shared matrix has a change of its own.
 
-    True where PEFT is to keep the tie.
+    True where PEFT is to keep the tie; of saved modules it wants both all the same.
     """
     sides = making.sides
     touched = {delta.parameter for delta in making.deltas} | making.replaced.keys()
     if not touched.intersection(sides.shared) or not sides.is_tied_by_peft():
         return False
-    _forget(making, set(sides.shared[1:]))
+    if sides.shared[0] not in making.replaced:
+        _forget(making, set(sides.shared[1:]))
     return True
 
 

@@ -97,7 +97,8 @@ def _tied(side: ModuleTensors, config: Mapping[str, Any] | None) -> dict[str, st
     pair = ties.tied_pair(drafts, config)
     found: dict[str, str] = {}
     if pair is not None and pair.embedding in side.tensors:
-        found = dict.fromkeys((_placed(pair.head, side), *pair.also), pair.embedding)
+        others = (_placed(side.names.module_name(pair.head), side), *pair.also)
+        found = dict.fromkeys(others, pair.embedding)
     record = next((TIES[kind] for kind in model_types(config) if kind in TIES), None)
     for name, original in record.bias if record is not None else ():
         stored = next((each for each in side.tensors if f".{each}".endswith(f".{original}")), None)
