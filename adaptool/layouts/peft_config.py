@@ -216,10 +216,16 @@ def _alpha(config: Mapping[str, Any]) -> None:
         hint = "state it; PEFT would silently take 8"
         raise InputError(message, code=Code.FIELD_MISSING, field="lora_alpha", hint=hint)
     _number(config["lora_alpha"], "lora_alpha")
-    if config["lora_alpha"] == 0:
+    if config["lora_alpha"] == 0 and not _changes_otherwise(config):
         message = "is 0: the adapter changes nothing"
         hint = "state the alpha it was trained with"
         raise MismatchError(message, code=Code.ALPHA_ZERO, field="lora_alpha", hint=hint)
+
+
+def _changes_otherwise(config: Mapping[str, Any]) -> bool:
+    """Whether an adapter whose lora_alpha is 0 may change the model all the same."""
+    fields = ("alpha_pattern", "modules_to_save", "trainable_token_indices")
+    return any(map(config.get, fields)) or config.get("bias", "none") != "none"
 
 
 def _number(value: object, field: str) -> None:

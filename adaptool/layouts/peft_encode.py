@@ -24,7 +24,7 @@ from adaptool.layouts.peft_scales import (
 from adaptool.layouts.peft_targets import SHIFT, Held, held, module_of, selecting
 from adaptool.layouts.pipeline_names import bare, is_one_component
 from adaptool.model.adapter import Adapter, Delta, Replaced
-from adaptool.model.derived import F32, F64, padded, scaled
+from adaptool.model.derived import F32, F64, padded, scaled, zeros
 from adaptool.model.encoding import Destination, Encoded, Loss, Written, in_safetensors
 from adaptool.model.plan import Document
 from adaptool.model.reading import BaseNames
@@ -113,6 +113,8 @@ def encode(adapter: Adapter, destination: Destination) -> Encoded:
     scales = _scales(adapter, bake=destination.bake)
     config = _config(adapter, found, scales)
     tensors = [*_factors(adapter, scales), *_replaced(adapter, config, found)]
+    if config.get("lora_bias") and _kind(adapter) == "LORA":
+        tensors += _zero_biases(adapter, found)
     if destination.file is not None:
         text = encode_json(config).decode()
         return in_safetensors(destination.file, tensors, {METADATA_KEYS[0]: text, "format": "pt"})
@@ -197,6 +199,35 @@ def _factors(adapter: Adapter, scales: Scales) -> Iterable[Written]:
             whole = _at_rank(role, ref, delta, rank[looked_up(delta)])
             yield _shared(name, whole, share if role == scaling else 1.0, delta)
     yield from others.values()
+
+
+def _zero_biases(adapter: Adapter, found: Held) -> Iterator[Written]:
+    """Biases of 0 for the factors that have none: PEFT's `lora_bias` is for all modules.
+
+    MismatchError where the layer has no bias, or is not known to have one: PEFT refuses those.
+    """
+    biased = {delta.module for delta in adapter.deltas if delta.tuner == SHIFT}
+    for delta in adapter.deltas:
+        if delta.module in biased:
+            continue
+        layer = looked_up(delta)
+        if by_name(delta) or f"{layer}.bias" not in found.known.parameters:
+            known = found.known.complete
+            why = "a layer without bias" if known else "a layer that may have no bias"
+            message = f"lora_bias is for all modules of an adapter or none, and this is {why}"
+            raise MismatchError(
+                message,
+                code=Code.LAYOUT_CANNOT_HOLD,
+                file=adapter.name,
+                tensor=delta.module,
+                field="lora_bias",
+                hint="adaptool merge holds it" if known else "--base BASE tells which layers do",
+            )
+        yield Written(
+            f"{PREFIX}{delta.module}.lora_B.bias",
+            zeros(delta.module, F32, (delta.terms.out,)),
+            F32,
+        )
 
 
 def _at_rank(role: str, ref: TensorRef, delta: Delta, rank: int) -> TensorRef:

@@ -88,7 +88,9 @@ def _modules(config: Mapping[str, Any], found: Held) -> dict[str, Any]:
         and all(map(given.takes, found.modules))
         and not any(map(given.takes, others))
     ):
-        return {name: config[name] for name in FIELDS if name in config}
+        # PEFT refuses a pattern for layers where none are given.
+        pattern = {"layers_pattern": None} if given.layer_patterns and not given.layers else {}
+        return {name: config[name] for name in FIELDS if name in config} | pattern
     others |= found.known.likely - found.modules
     names = shortest(found.modules, others)
     # No ending, not even the whole path, tells these apart: PEFT takes a path that goes on before.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from adaptool.errors import MismatchError
 from adaptool.findings import Code, Finding, Severity
 from adaptool.model.adapter import Adapter
 from adaptool.names.selection import FIELDS, Selection
@@ -29,6 +30,7 @@ def combined_config(adapters: Sequence[Adapter]) -> dict[str, Any]:
         "modules_to_save": _union("modules_to_save", known),
         "target_parameters": _union("target_parameters", known),
         **_switches(configs),
+        **_tying(adapters),
         "use_rslora": False,
     }
 
@@ -61,6 +63,35 @@ def _switches(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     name = "fan_in_fan_out"
     given = [config[name] for config in configs if name in config]
     return {name: any(given)} if given else {}
+
+
+# What PEFT ties to each other where it is asked to, by the last name of their modules.
+_TIED = frozenset({"embed_tokens", "lm_head"})
+
+
+def _tying(adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """`ensure_weight_tying` of the adapters that touch an end of the model.
+
+    MismatchError where they do not agree: one config says it for all that is in a file.
+    """
+    name = "ensure_weight_tying"
+    if not any(adapter.config.get(name) for adapter in adapters):
+        return {}
+    touching = [adapter for adapter in adapters if _touches_ends(adapter)]
+    said = {bool(adapter.config.get(name)) for adapter in touching}
+    if len(said) > 1:
+        message = "one adapter ties the embedding to the head, another does not"
+        hint = "merge them one after the other: merge BASE A OUT --add B"
+        raise MismatchError(
+            message, code=Code.TIED_WEIGHTS, file=adapters[0].name, field=name, hint=hint
+        )
+    return {name: True in said}
+
+
+def _touches_ends(adapter: Adapter) -> bool:
+    names = [delta.parameter for delta in adapter.deltas]
+    names += [item.parameter for item in adapter.replaced]
+    return any(name.split(".")[-2:][0] in _TIED for name in names)
 
 
 def config_notes(adapters: Sequence[Adapter]) -> Iterator[Finding]:

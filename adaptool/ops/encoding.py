@@ -90,12 +90,16 @@ def _without(adapter: Adapter, names: frozenset[str]) -> Adapter:
 
 
 def _rest(delta: Delta, names: frozenset[str]) -> Delta | None:
-    """The delta without the roles concerned; None where its factors are among them."""
+    """The delta without the roles concerned; None where what is left is no update.
+
+    DoRA without its magnitude is a LoRA.
+    """
     roles = {role: ref for role, ref in delta.roles.items() if not _is_of(ref, names)}
     whole = len(roles) == len(delta.roles)
     if whole:
         return delta
-    return replace(delta, roles=roles, tuner="lora") if {"A", "B"} <= roles.keys() else None
+    without = delta.tuner == "dora" and delta.roles.keys() - roles.keys() == {"magnitude"}
+    return replace(delta, roles=roles, tuner="lora") if without else None
 
 
 def _stands_in(item: Replaced, names: frozenset[str]) -> bool:

@@ -243,7 +243,7 @@ def _other_bytes(adapter: Adapter, options: ResizeOptions) -> int:
         for delta in adapter.deltas
         if has_factors(delta)
         for role, ref in delta.roles.items()
-        if role not in _FACTORS
+        if role in _KEPT_BESIDE
     ]
     return named + sum(
         ref.elements * written_dtype([ref], options.dtype).bits // 8
@@ -253,7 +253,8 @@ def _other_bytes(adapter: Adapter, options: ResizeOptions) -> int:
     )
 
 
-_FACTORS = frozenset({"A", "B", "embedding_A", "embedding_B"})
+# What a resized module keeps beside its new factors.
+_KEPT_BESIDE = frozenset({"magnitude"})
 
 
 def _refs(delta: Delta) -> Sequence[TensorRef]:
@@ -282,7 +283,7 @@ def _at_rank(module: _Module, rank: int, dtype: OutputDtype, algebra: Algebra) -
     delta = module.delta
     if rank == module.rank and _is_plain(delta):
         return carried(delta, dtype)
-    others = {role: ref for role, ref in delta.roles.items() if role == "magnitude"}
+    others = {role: ref for role, ref in delta.roles.items() if role in _KEPT_BESIDE}
     kept = {
         name: value for name, value in delta.terms.conventions.items() if name in _STAYING_SWITCHES
     }

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from adaptool.errors import AdaptoolError, InternalError, MismatchError, gathered
 from adaptool.findings import Code
 from adaptool.model.adapter import Adapter, Delta, Replaced
+from adaptool.model.derived import array
 from adaptool.model.encoding import Encoded, Written
 from adaptool.model.gains import gains
 from adaptool.readers.values import Applied, Loaded, Refusal
@@ -61,14 +62,20 @@ def _problems(
     meant = {delta.parameter for delta in adapter.deltas}
     meant |= {item.parameter for item in adapter.replaced}
     for parameter in found.keys() - meant:
-        yield (
-            parameter,
-            f"it changes a parameter that the adapter leaves alone ({found[parameter]})",
-        )
+        if not all(_is_nothing(each, tensors) for each in found[parameter]):
+            yield parameter, "it changes this parameter, which the adapter leaves alone"
     for delta in adapter.deltas:
         yield from _of_delta(delta, found.get(delta.parameter, []), tensors)
     for item in adapter.replaced:
         yield from _of_replaced(item, found.get(item.parameter, []), tensors)
+
+
+def _is_nothing(applied: Applied, tensors: Mapping[str, Written]) -> bool:
+    """Whether it adds a difference that is 0 everywhere, made where a program asks for one."""
+    refs = [tensors[name].ref for name in applied.sources]
+    return applied.tuner == "shift" and all(
+        not getattr(ref.source, "parents", True) and not array(ref).any() for ref in refs
+    )
 
 
 def _of_delta(
