@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from adaptool.dtypes import Dtype
 from adaptool.errors import InputError
 from adaptool.findings import Code
+from adaptool.model.derived import leaves
 from adaptool.model.numbers import WORDS, as_float64
 from adaptool.store.source import Source, check_unchanged
 from adaptool.store.tensors import TensorRef
+
+# Elements that are looked at together where the value is searched for.
+PART = 1 << 20
 
 
 def finite(ref: TensorRef) -> TensorRef:
@@ -51,25 +56,12 @@ class FiniteSource:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Read, then look at every whole element that was read."""
-        import numpy as np
-
         target = buffer.cast("B")
         self.ref.source.read_into(offset, target)
         width = self.ref.dtype.bits // 8
-        first = -(-(offset - self.ref.offset) // width)
-        begin = first * width - (offset - self.ref.offset)
-        count = (len(target) - begin) // width
-        words = np.frombuffer(target, WORDS[self.ref.dtype.bits], max(count, 0), begin)
-        bad = np.flatnonzero(~np.isfinite(as_float64(words, self.ref.dtype)))
-        if len(bad):
-            raise self._refusal(first + int(bad[0]))
-
-    def _refusal(self, place: int) -> InputError:
-        message = f"holds NaN or an infinity, the first at {place}"
-        hint = "training diverged, so what is made of it would be unusable"
-        return InputError(
-            message, code=Code.NOT_FINITE, file=self.ref.file, tensor=self.ref.name, hint=hint
-        )
+        begin = -(offset - self.ref.offset) % width
+        if _first_bad(target[begin:], self.ref.dtype) is not None:
+            raise _refusal(self.ref)
 
     def beneath(self) -> Iterable[Source]:
         """The source that it reads."""
@@ -81,3 +73,42 @@ class FiniteSource:
 
     def close(self) -> None:
         """The file belongs to whoever opened it."""
+
+
+def _first_bad(raw: memoryview, dtype: Dtype) -> int | None:
+    """Which of the elements is the first that is no finite number; None where all are."""
+    import numpy as np
+
+    width = dtype.bits // 8
+    words = np.frombuffer(raw, WORDS[dtype.bits], len(raw) // width)
+    bad = np.flatnonzero(~np.isfinite(as_float64(words, dtype)))
+    return int(bad[0]) if len(bad) else None
+
+
+def _refusal(ref: TensorRef) -> InputError:
+    """The error, naming the stored tensor that holds the value where one does."""
+    for leaf in leaves(ref):
+        place = _place_in(leaf)
+        if place is not None:
+            message = f"holds NaN or an infinity, the first at {place}"
+            hint = "training diverged, so what is made of it would be unusable"
+            return _error(leaf, message, hint)
+    message = "what is computed of it is no finite number"
+    return _error(ref, message, "the factors or their scale are too large")
+
+
+def _error(ref: TensorRef, message: str, hint: str) -> InputError:
+    return InputError(message, code=Code.NOT_FINITE, file=ref.file, tensor=ref.name, hint=hint)
+
+
+def _place_in(ref: TensorRef) -> int | None:
+    if not ref.dtype.floating or ref.dtype.bits not in WORDS:
+        return None
+    width = ref.dtype.bits // 8
+    for first in range(0, ref.elements, PART):
+        raw = memoryview(bytearray(min(PART, ref.elements - first) * width))
+        ref.source.read_into(ref.offset + first * width, raw)
+        found = _first_bad(raw, ref.dtype)
+        if found is not None:
+            return first + found
+    return None
