@@ -294,13 +294,24 @@ class _Reading:
     def _rows(self) -> dict[str, int]:
         """The modules of which rows are trained, and how many."""
         given = self.config.get("trainable_token_indices")
-        named = given if isinstance(given, Mapping) else {EMBEDDING: given} if given else {}
+        named = given if isinstance(given, Mapping) else {self._embedding(): given} if given else {}
         return {
             module: len(rows)
             for name, rows in named.items()
             for module in self.model.known.modules
             if module.endswith(name)
         }
+
+    def _embedding(self) -> str:
+        """A list of rows is of the model's input embedding: the only module the file has rows of.
+
+        Source: PEFT's `set_additional_trainable_modules` and `_get_input_embeddings_name`.
+        """
+        ending = f".{ROWS}"
+        found = [name for name in self.file.tensors if name.endswith(ending)]
+        if len(found) != 1:
+            return EMBEDDING
+        return found[0].removeprefix(PREFIX).removesuffix(ending)
 
     def _take_rows(self, name: str, module: str, rows: Mapping[str, int]) -> None:
         if rows.get(module) == self.file.shape(name)[0]:

@@ -1,0 +1,46 @@
+"""What the campaign found once, in its smallest form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from campaign.drawing import Case, Operation, Trained
+from campaign.judging import judge
+from campaign.truths import quiet
+
+WHOLE = {"rank": None, "base": False}
+HALF = {"weights": [0.5], "method": "cat", "rank": None, "base": True, "same": False}
+
+
+def _lora(*targets: str, **options: Any) -> Trained:
+    return Trained("LORA", {"r": 2, "target_modules": list(targets), **options}, 4, {})
+
+
+FOUND = {
+    "rows of an embedding that is called shared": (
+        "blenderbot",
+        Operation("resize", WHOLE),
+        _lora("out_proj", trainable_token_indices=[8]),
+    ),
+    "one layer of two": (
+        "llama",
+        Operation("convert", {"way": "mlx", "base": False}),
+        _lora("k_proj", "up_proj", layers_to_transform=[1]),
+    ),
+    "saved modules are weighed": (
+        "llama",
+        Operation("combine", HALF),
+        _lora("v_proj", modules_to_save=["k_proj"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_stays_mended(name: str, tmp_path: Path) -> None:
+    architecture, operation, adapter = FOUND[name]
+    with quiet():
+        outcome = judge(Case(1, architecture, False, "one file", operation), tmp_path, (adapter,))
+    assert outcome.outcome == "agreed", outcome
