@@ -30,6 +30,7 @@ from adaptool.model.adapter import Adapter, Delta, Replaced
 from adaptool.model.derived import reshaped, transposed
 from adaptool.model.reading import AS_IT_STANDS, Reading
 from adaptool.names.families import model_types
+from adaptool.names.mlx_names import mlx_type, transformers_name
 from adaptool.store.adapter_files import SAFETENSORS, AdapterFiles
 from adaptool.store.tensors import TensorRef
 
@@ -132,6 +133,7 @@ def _of_module(
     first, second = transposed(matrix(a)), transposed(matrix(b))
     scaling = _scaling(files, reading, first.shape[0])
     types = model_types(reading.base.config if reading.base is not None else None)
+    module = transformers_name(mlx_type(types), module)
     if not is_embedding(module, types):
         factors = {"A": first, "B": second}
         yield lora_delta(

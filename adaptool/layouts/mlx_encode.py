@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from adaptool.errors import MismatchError
 from adaptool.findings import Code
 from adaptool.layouts.expert_stacks import Group, factors, grouped, most_frequent, ratio_of
 from adaptool.layouts.experts_apart import apart
-from adaptool.layouts.mlx_experts import BLOCKS, switch_module
 from adaptool.layouts.plain_deltas import EMBEDDING, MAGNITUDE, names_of, unheld
 from adaptool.layouts.written import as_written
 from adaptool.model.adapter import Adapter, Delta, Form, Replaced
@@ -18,6 +18,7 @@ from adaptool.model.derived import reshaped, transposed
 from adaptool.model.encoding import Destination, Encoded, Loss, Written, in_safetensors
 from adaptool.model.plan import Document
 from adaptool.names.families import TRANSPOSED_EXPERTS, model_types
+from adaptool.names.mlx_names import mlx_module, mlx_type
 from adaptool.store.adapter_files import CONFIG_FILE, METADATA_KEYS, MLX_FILE
 from adaptool.store.documents import encode_json
 
@@ -55,15 +56,17 @@ def _is_whole(item: Replaced) -> bool:
 
 
 def _may_have_magnitude(delta: Delta) -> bool:
-    return switch_module(delta.module) is None and not EMBEDDING & delta.roles.keys()
+    return _stack(None, delta.module) is None and not EMBEDDING & delta.roles.keys()
 
 
 def encode(adapter: Adapter, destination: Destination) -> Encoded:
     """adapters.safetensors and its config; as a single file, the config in the metadata."""
     types = model_types(destination.base.config if destination.base is not None else None)
     adapter = _taken_apart(adapter, types)
-    block = next((BLOCKS[name] for name in types if name in BLOCKS), "")
-    groups = grouped(adapter.deltas, lambda module: switch_module(module, block))
+    kind = mlx_type(types)
+    _check_model(adapter, types, kind)
+    deltas = [_named(delta, kind) for delta in adapter.deltas]
+    groups = grouped(deltas, lambda module: _stack(kind, module))
     scale = most_frequent([delta.terms.scaling for delta in adapter.deltas] or [1.0])
     rank = max((group.rank for group in groups), default=0)
     tensors = [tensor for group in groups for tensor in _tensors(group, rank, scale)]
@@ -92,6 +95,36 @@ def _taken_apart(adapter: Adapter, types: Sequence[str]) -> Adapter:
         tensor=stacks[0].parameter,
         hint=hint,
     )
+
+
+def _check_model(adapter: Adapter, types: Sequence[str], kind: str | None) -> None:
+    """MismatchError where MLX-LM has no such model, or its model lacks modules."""
+    if types and kind is None:
+        message = f"MLX-LM has no model of type {types[0]}"
+        raise MismatchError(message, code=Code.LAYOUT_CANNOT_HOLD, file=adapter.name)
+    lacking = [delta.module for delta in adapter.deltas if mlx_module(kind, delta.module) is None]
+    if lacking:
+        message = f"MLX-LM's model has none of {len(lacking)} modules: {', '.join(lacking[:5])}"
+        raise MismatchError(
+            message,
+            code=Code.LAYOUT_CANNOT_HOLD,
+            file=adapter.name,
+            tensor=lacking[0],
+            hint="adaptool merge BASE ADAPTER OUT holds everything",
+        )
+
+
+def _named(delta: Delta, kind: str | None) -> Delta:
+    """The delta under MLX-LM's name; an expert keeps its own, which says its place."""
+    found = mlx_module(kind, delta.module)
+    if found is None or found.expert is not None:
+        return delta
+    return replace(delta, module=found.path)
+
+
+def _stack(kind: str | None, module: str) -> tuple[str, int] | None:
+    found = mlx_module(kind, module)
+    return (found.path, found.expert) if found is not None and found.expert is not None else None
 
 
 def _tensors(group: Group, rank: int, scale: float) -> Iterator[Written]:
