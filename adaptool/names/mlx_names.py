@@ -87,9 +87,13 @@ class MlxModule:
 
 
 def mlx_type(kinds: Iterable[str]) -> str | None:
-    """The file that a base of these model types is built by; None where there is none."""
-    found = (_REMAPPED.get(kind, kind) for kind in kinds)
-    return next((kind for kind in found if kind in MODELS), None)
+    """The file that a base of these model types is built by; None where there is none.
+
+    The first, which is the whole model's, decides.
+    """
+    first = next(iter(kinds), "")
+    found = _REMAPPED.get(first, first)
+    return found if found in MODELS else None
 
 
 def mlx_module(kind: str | None, module: str) -> MlxModule | None:
@@ -116,7 +120,7 @@ def transformers_name(kind: str | None, path: str) -> str:
 
 def _switch(kind: str | None, block: str, name: str) -> str:
     """The switch layer that holds the experts' projections of one name."""
-    if kind in _BLOCKS:
+    if kind is not None and kind in _BLOCKS:
         block = f"{block.rpartition('.')[0]}.{_BLOCKS[kind]}"
     stack = "experts" if kind in _AS_EXPERTS else "switch_mlp"
     return f"{block}.{stack}.{_BY_NUMBER.get(name, name)}"

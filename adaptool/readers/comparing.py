@@ -13,7 +13,9 @@ from adaptool.model.encoding import Encoded, Written
 from adaptool.model.gains import gains
 from adaptool.readers.values import Applied, Loaded, Refusal
 from adaptool.store.tensors import TensorRef
+from adaptool.tuners import tuners
 
+_PAIRS = ({"A", "B"}, {"embedding_A", "embedding_B"})
 REPLACES = frozenset({"", "rows"})
 # Scales pass through float32 (alphas) and through decimal text.
 TOLERANCE = 1e-5
@@ -86,7 +88,7 @@ def _of_delta(
     if not mine:
         yield delta.parameter, "it applies none of the delta's factors to this parameter"
     for each in mine:
-        if each.tuner != delta.tuner:
+        if each.tuner not in _formulas(delta):
             yield delta.parameter, f"it applies {each.tuner}, not {delta.tuner}"
         meant = (delta.terms.out, delta.terms.inner)
         if each.shape and delta.terms.sized and tuple(each.shape) != meant:
@@ -94,6 +96,14 @@ def _of_delta(
         for scale in _scales(each, delta, tensors):
             if not math.isclose(scale, delta.terms.scaling, rel_tol=TOLERANCE):
                 yield delta.parameter, f"a scale of {scale:g}, not of {delta.terms.scaling:g}"
+
+
+def _formulas(delta: Delta) -> frozenset[str]:
+    """Our names of what is done with the factors: some of PEFT's LoRAs differ in training alone."""
+    known = tuners().get(delta.tuner)
+    roles = delta.roles.keys()
+    plain = known is not None and known.DECLARATION.peft_type == "LORA" and roles in _PAIRS
+    return frozenset({delta.tuner, *(["lora"] if plain and not delta.terms.conventions else [])})
 
 
 def _of_replaced(
