@@ -66,8 +66,9 @@ class Case:
     `more` tensors are added, `config` and `without` change adapter_config.json. `names` are the
     keys of a file in another layout, of which only the names count, `layout` that layout where it
     is not the runtime's own. `file` is the weights' name where it is a file without a folder, `mlx`
-    the config of MLX-LM's. `beside` are further files, `base` is the config of the base. `also` are
-    other rules of the runtime that the adapter meets, `field` is what the finding names.
+    the config of MLX-LM's, which lies beside `names` too where `mlx_beside`. `beside` are further
+    files, `base` is the config of the base. `also` are other rules of the runtime that the adapter
+    meets, `field` is what the finding names.
     """
 
     more: Mapping[str, Array] = field(default_factory=dict)
@@ -78,6 +79,7 @@ class Case:
     layout: str | None = None
     file: str | None = None
     mlx: Mapping[str, Any] = field(default_factory=lambda: MLX_CONFIG)
+    mlx_beside: bool = False
     beside: Mapping[str, str] = field(default_factory=dict)
     base: Mapping[str, Any] | None = None
     also: frozenset[str] = frozenset()
@@ -128,7 +130,7 @@ def _seen(
         tensors = {_in_pipeline(name, prefix): value for name, value in tensors.items()}
     save(file, tensors, "float32")
     own = case.mlx if runtime == "mlx" else config
-    if own and not case.names:
+    if own and (not case.names or case.mlx_beside):
         (seen / "adapter_config.json").write_text(json.dumps(own))
     return stack.enter_context(open_adapter(file))
 
@@ -308,6 +310,13 @@ OWN = {
     ),
     ("mlx", "DoRA on experts"): Case(
         tensors=_stack() | _magnitudes(_stack()), config={**_EXPERT, "use_dora": True}
+    ),
+    ("mlx", "models that it lacks"): Case(base={"model_type": "bert"}),
+    ("mlx", "modules that its model lacks"): Case(
+        names=("model.visual.blocks.0.attn.qkv.lora_a",), mlx_beside=True
+    ),
+    ("mlx", "kv_b_proj"): Case(
+        names=("model.layers.0.self_attn.kv_b_proj.lora_a",), mlx_beside=True
     ),
     ("mlx", "layer_replication"): replace(
         SHARED["layer_replication"], mlx={**MLX_CONFIG, "layer_replication": [[0, 2]]}

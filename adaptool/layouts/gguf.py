@@ -173,7 +173,9 @@ def _of_tensor(
         roles = {"embedding_A": transposed(matrix(a)), "embedding_B": matrix(b)}
     else:
         roles = {"A": matrix(a), "B": matrix(b)}
-        if architecture.permuted and is_turned(module):
+        if reading.as_stored:
+            pass  # nothing is computed, so the rows may stay in their order
+        elif architecture.permuted and is_turned(module):
             roles["B"] = halved(b, heads_of(module, b, reading.base))
         elif architecture.per_head and name.endswith(FUSED):
             roles["B"] = per_head(b, heads_of(module, b, reading.base))

@@ -39,7 +39,8 @@ class Reading:
     `allow_drop`: globs of tensors that may be lost. `expert_packing`: of stacked experts where
     the file does not record it. `alpha`, `scale`: for files that carry neither; at most one.
     `describes`: the adapter is only described, so that a scale that nobody gives is NaN instead of
-    an error.
+    an error. `as_stored`: rows of a GGUF file whose order only a base tells are left as they are,
+    which is enough to say what llama.cpp makes of it.
     """
 
     allow_drop: tuple[str, ...] = ()
@@ -48,6 +49,7 @@ class Reading:
     scale: float | None = None
     base: BaseNames | None = None
     describes: bool = False
+    as_stored: bool = False
 
     def __post_init__(self) -> None:
         """Refuse an alpha beside a scale."""

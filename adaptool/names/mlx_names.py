@@ -7,7 +7,7 @@ names become the model's), `MODEL_REMAPPING` of `mlx_lm/utils.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -72,6 +72,13 @@ _BLOCKS: Mapping[str, str] = MappingProxyType(
 _AS_EXPERTS = frozenset({"Klear", "afmoe", "dots1", "gpt_oss", "llama4", "llama4_text"})
 _BY_NUMBER = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _EXPERT = re.compile(r"(.+)\.experts\.(\d{1,6})\.([^.]+)")
+# A parameter that holds all experts of one or two projections.
+_STACKS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "gate_up_proj": ("gate_proj", "up_proj"),
+        **{name: (name,) for name in ("gate_proj", "up_proj", "down_proj")},
+    }
+)
 # Beginnings of names there, and in transformers.
 _RENAMED: Mapping[str, tuple[str, str]] = MappingProxyType(
     {"gpt2": ("model.h.", "transformer.h."), "gpt_neox": ("model.h.", "gpt_neox.layers.")}
@@ -110,6 +117,17 @@ def mlx_module(kind: str | None, module: str) -> MlxModule | None:
         return MlxModule(_path(kind, module))
     block, place, name = found.groups()
     return MlxModule(_path(kind, _switch(kind, block, name)), int(place))
+
+
+def mlx_paths(kind: str | None, parameter: str) -> Iterator[str]:
+    """The modules there that hold one of transformers' parameters: two for gate and up together."""
+    module, _, leaf = parameter.rpartition(".")
+    names = [module] if leaf == "weight" else []
+    names += [f"{module}.0.{name}" for name in _STACKS.get(leaf, ())]
+    for name in names:
+        found = mlx_module(kind, name)
+        if found is not None:
+            yield found.path
 
 
 def transformers_name(kind: str | None, path: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -67,7 +67,10 @@ def validate_path(
                 found.findings += judged_checkpoint(served, opened)
         elif opened is not None:
             based = _opened_base(stack, base, opener)
-            candidate = _check_adapter(found, opened, *based, values=values, told=told)
+            as_stored = served is not None and served.reads("gguf")
+            candidate = _check_adapter(
+                found, opened, *based, values=values, told=told, as_stored=as_stored
+            )
             if served is not None:
                 found.attempt(lambda: found.findings.extend(judged(served, candidate)))
     return tuple(sorted(found.findings, key=lambda finding: _ORDER.index(finding.severity)))
@@ -125,9 +128,11 @@ def _check_adapter(
     *,
     values: ValueReader | None,
     told: Told,
+    as_stored: bool,
 ) -> Candidate:
     plan = None
     reading = told.reading(base=names_of(checkpoint))
+    reading = replace(reading, as_stored=as_stored and checkpoint is None)
     adapter = found.attempt(lambda: decode(files, reading))
     found.findings += of_base.findings
     if checkpoint is not None and adapter is not None:

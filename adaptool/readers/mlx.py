@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptool.names.families import model_types
-from adaptool.names.mlx_names import mlx_module, mlx_type
+from adaptool.names.mlx_names import mlx_paths, mlx_type
 from adaptool.readers.values import Applied, File, Loaded, Refusal
 
 PROGRAM = "MLX-LM 0.32.2"
@@ -24,13 +24,6 @@ LEAVES = ("lora_a", "lora_b", "m")
 NEEDED = ("rank", "scale", "dropout")
 # A module's path inside its layer; `model.layers` of all families there.
 _IN_LAYER = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.\d+\.(.+)")
-# A parameter that holds all experts of one or two projections.
-_STACKS: Mapping[str, tuple[str, ...]] = {
-    "gate_up_proj": ("gate_proj", "up_proj"),
-    "up_proj": ("up_proj",),
-    "down_proj": ("down_proj",),
-    "gate_proj": ("gate_proj",),
-}
 
 
 def read(file: File) -> Loaded:
@@ -72,7 +65,7 @@ class _Reading:
         types = model_types(file.base.config) if file.base is not None else ()
         found: dict[str, list[str]] = defaultdict(list)
         for parameter in sorted(file.parameters):
-            for path in _paths(mlx_type(types), parameter):
+            for path in mlx_paths(mlx_type(types), parameter):
                 found[path].append(parameter)
         parameters = config["lora_parameters"]
         keys = frozenset(parameters.get("keys") or ())
@@ -119,16 +112,3 @@ class _Reading:
             if shape[place] != self.rank:
                 why = f"{leaf} {list(shape)} has not the config's rank {self.rank}"
                 yield Refusal(why, names[leaf])
-
-
-def _paths(kind: str | None, parameter: str) -> Iterator[str]:
-    """The modules there that hold the factors of one of the adapter's parameters."""
-    module, _, leaf = parameter.rpartition(".")
-    if leaf == "weight":
-        found = mlx_module(kind, module)
-        if found is not None:
-            yield found.path
-    for name in _STACKS.get(leaf, ()):
-        found = mlx_module(kind, f"{module}.0.{name}")
-        if found is not None:
-            yield found.path

@@ -171,6 +171,7 @@ def test_inspect_and_validate_take_the_heads_from_their_base(tmp_path: Path) -> 
     assert len(adaptool.inspect(packed, base=base).modules) == 8
     assert adaptool.validate(packed, base=base, target="llamacpp").ok
     assert not adaptool.validate(packed).ok
+    assert adaptool.validate(packed, target="llamacpp").ok
 
 
 def test_what_lies_between_tensors_is_zeros(tmp_path: Path) -> None:

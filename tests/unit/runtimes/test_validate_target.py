@@ -27,6 +27,7 @@ from small_pairs import (
     llama_base,
     llama_factors,
     lora,
+    save,
     save_adapter,
     save_base,
     write,
@@ -202,3 +203,38 @@ def test_help_names_every_runtime() -> None:
 
 def _in_the_contract(name: str) -> int:
     return ("vllm", "sglang", "llamacpp", "mlx", "diffusers", "comfyui").index(name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "fits"),
+    [
+        ("deepseek_v3", "model.layers.0.self_attn.kv_b_proj", False),
+        ("deepseek_v2", "model.layers.0.self_attn.kv_b_proj", True),
+        ("qwen2_vl", "model.layers.0.self_attn.kv_b_proj", False),
+        ("qwen2_vl", "language_model.model.layers.0.self_attn.kv_b_proj", True),
+        ("t5", "model.layers.0.self_attn.kv_b_proj", False),
+    ],
+)
+def test_mlx_looks_for_the_modules_of_its_own_model(
+    kind: str, module: str, *, fits: bool, tmp_path: Path
+) -> None:
+    """The base's type and tensors say which there are; MLX-LM raises on any other."""
+    name = "model.layers.0.self_attn.kv_b_proj.weight"
+    save_base(
+        tmp_path / "base",
+        llama_base() | {name: drawn(3, HIDDEN, HIDDEN)},
+        LLAMA | {"model_type": kind},
+        "bfloat16",
+    )
+    folder = tmp_path / "mlx"
+    folder.mkdir()
+    factors = {
+        f"{module}.lora_a": drawn(1, HIDDEN, RANK),
+        f"{module}.lora_b": drawn(2, RANK, HIDDEN),
+    }
+    save(folder / "adapters.safetensors", factors, "float32")
+    parameters = {"rank": RANK, "scale": 2.0, "dropout": 0.0}
+    config = {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": parameters}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    found = [each for each in codes(folder, "mlx", tmp_path / "base") if each.startswith("target")]
+    assert (Code.TARGET_REFUSED in found) is not fits
