@@ -3,6 +3,9 @@
 A BLAS adds in the order that its kernel, the shape and the thread count suggest, so two products of
 random numbers that are equal on paper differ in their last bits on some machine. Of these numbers
 every order gives the same bits: a test may compare products of different shapes bit for bit.
+
+Not for merges: sums of such numbers often lie in the middle of two 16-bit ones, where the last bit
+of a scale decides, and where random numbers never lie.
 """
 
 from __future__ import annotations
@@ -21,3 +24,9 @@ def exact_normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> A
     """Normal numbers in float64, rounded to a power of two: about `scale` / STEPS."""
     step = 2.0 ** math.floor(math.log2(scale)) / STEPS
     return np.asarray(np.round(rng.standard_normal(shape) * (scale / step)) * step)
+
+
+def drawn(seed: int, *shape: int, scale: float = 0.05) -> Array:
+    """Such numbers in float32."""
+    values = exact_normal(np.random.default_rng(seed), *shape, scale=scale)
+    return np.asarray(values, "float32")

@@ -16,7 +16,8 @@ import numpy as np
 from safetensors import deserialize
 from safetensors.numpy import load_file
 
-from small_pairs import PREFIX, drawn, save, save_adapter
+from exact_numbers import drawn
+from small_pairs import PREFIX, save, save_adapter
 
 HIDDEN, INNER, VOCAB, HEADS, KEY_HEADS, EXPERTS = 32, 48, 64, 4, 2, 3
 CONFIG = {

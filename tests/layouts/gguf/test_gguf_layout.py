@@ -20,7 +20,7 @@ import plain_adapters as plain
 from adaptool.errors import InputError, MismatchError
 from adaptool.findings import Code
 from adaptool.names.gguf_names import ARCHITECTURES, architecture_of, gguf_name, module_path
-from small_pairs import drawn
+from exact_numbers import drawn
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FUSED = {

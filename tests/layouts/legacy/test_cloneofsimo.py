@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 import adaptool
 import plain_adapters as plain
 from adaptool.errors import InputError, MismatchError
-from small_pairs import drawn
+from exact_numbers import drawn
 
 RANK = 2
 TARGETS = {"unet": {"CrossAttention", "Attention", "GEGLU"}, "text_encoder": {"CLIPAttention"}}

@@ -21,7 +21,8 @@ import adaptool
 import plain_adapters as plain
 from adaptool.errors import InputError, MismatchError
 from adaptool.findings import Code
-from small_pairs import PREFIX, drawn
+from exact_numbers import drawn
+from small_pairs import PREFIX
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ALPHA, RANK = 6.0, 3

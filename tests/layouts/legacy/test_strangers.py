@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 
 import adaptool
 from adaptool.errors import InputError, MismatchError
-from small_pairs import PREFIX, drawn
+from exact_numbers import drawn
+from small_pairs import PREFIX
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _LAYER = "model.layers.0"
