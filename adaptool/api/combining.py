@@ -56,8 +56,9 @@ def combine(
     """One adapter for several: by default (`cat`) their exact weighted sum.
 
     `weights` default to 1 each, `out` to ./combined. `base` is read where deltas are no product
-    of factors (DoRA): their sum in its weights is then factored at `rank`. `alpha` and `scale`
-    are, in the order of the adapters, for files that carry no scale.
+    of factors (DoRA): their sum in its weights is then factored at `rank`; and where the weights
+    of those that bring a tensor whole (saved modules, biases, token rows) do not add up to 1.
+    `alpha` and `scale` are, in the order of the adapters, for files that carry no scale.
     """
     options = CombineOptions(
         weights_for(len(adapters), weights),

@@ -20,7 +20,7 @@ from adaptool.findings import Code
 from adaptool.model.elementwise import elementwise
 from adaptool.model.numbers import WORDS, as_float64
 from adaptool.model.view import Span
-from adaptool.store.source import check_unchanged
+from adaptool.store.source import Source, check_unchanged
 from adaptool.store.tensors import TensorRef
 
 if TYPE_CHECKING:
@@ -83,6 +83,10 @@ class DerivedSource:
             message = f"made {len(raw)} bytes for a tensor of {self._size}"
             raise InternalError(message, code=Code.INTERNAL, file=self.name)
         return raw
+
+    def beneath(self) -> Iterator[Source]:
+        """The sources that it reads."""
+        return (parent.source for parent in self.parents)
 
     def check_unchanged(self) -> None:
         """IntegrityError where a parent's file changed since it was opened."""

@@ -25,7 +25,7 @@ from adaptool.ops.base_tensors import BaseTensors
 from adaptool.ops.based import Based, changes, sized
 from adaptool.ops.combined_config import combined_config, config_notes
 from adaptool.ops.combined_shifts import SHIFT, combined_shifts, with_every_bias
-from adaptool.ops.combined_tensors import combined_tensors
+from adaptool.ops.combined_tensors import combined_tensors, whole_notes
 from adaptool.ops.factor_sums import Summand, factor_sum
 from adaptool.ops.low_rank import refuse_changed_base, written_dtype
 from adaptool.ops.plain_lora import is_thick
@@ -108,7 +108,11 @@ def combined(
         findings=(),
         architectures=common([entry.adapter.architectures for entry in entries]),
     )
-    notes = (*config_notes([entry.adapter for entry in entries]), *_notes(method, deltas))
+    notes = (
+        *config_notes([entry.adapter for entry in entries]),
+        *whole_notes(whole.replaced),
+        *_notes(method, deltas),
+    )
     return Combined(made, exact, notes, bool(through_base) or whole.on_base)
 
 

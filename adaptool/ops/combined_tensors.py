@@ -7,13 +7,13 @@ tensor do not add up to 1; nothing is divided, so no value lies outside of what 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from adaptool.dtypes import Dtype
 from adaptool.errors import AdaptoolError, MismatchError
-from adaptool.findings import Code
+from adaptool.findings import Code, Finding, Severity
 from adaptool.model.adapter import Adapter, Replaced
 from adaptool.model.derived import joined, weighted_sum
 from adaptool.model.elementwise import elementwise
@@ -80,6 +80,18 @@ def combined_tensors(
         except MismatchError as error:
             errors.append(error)
     return Whole(tuple(made), errors, summing.on_base)
+
+
+def whole_notes(replaced: Sequence[Replaced]) -> Iterator[Finding]:
+    """What became of whole tensors, where there are any but copies of the base."""
+    trained = [item for item in replaced if not item.copied_base]
+    if trained:
+        message = (
+            f"{len(trained)} tensors that adapters bring whole are summed by what they change: "
+            "W + sum of w (V - W)"
+        )
+        first = trained[0].parameter
+        yield Finding(Code.CARRIED_WHOLE, Severity.NOTE, message, tensor=first)
 
 
 def _owners(parts: Sequence[Part]) -> Mapping[str, list[Owner]]:

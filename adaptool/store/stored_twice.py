@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from adaptool.errors import InputError
 from adaptool.findings import Code
-from adaptool.store.source import check_unchanged
+from adaptool.store.source import Source, check_unchanged
 from adaptool.store.tensors import TensorRef
 
 
@@ -59,6 +60,10 @@ class StoredTwice:
         self.second.source.read_into(there, other)
         if target != other:
             raise _contradiction(self.first, self.second, "their values differ")
+
+    def beneath(self) -> Iterable[Source]:
+        """The sources that it reads."""
+        return (ref.source for ref in self.parents)
 
     def check_unchanged(self) -> None:
         """IntegrityError where the file changed since it was opened."""

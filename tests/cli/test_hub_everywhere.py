@@ -15,6 +15,8 @@ from typing import Any
 
 import click
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from adaptool import api
 from adaptool.cli import values
@@ -223,6 +225,35 @@ def test_a_base_that_lends_its_names_is_not_downloaded(
     shards = hub.asked("GET", "/resolve/.*safetensors$")
     assert len(shards) == 2
     assert all("range" in request.headers for request in shards)
+
+
+@pytest.mark.usefixtures("hub")
+def test_whole_tensors_are_summed_on_a_base_on_the_hub(adaptool: Adaptool, tmp_path: Path) -> None:
+    """Where weights do not add up to 1 the base's own values come, and it counts as an input."""
+    saved = tmp_path / "saved"
+    shutil.copytree(ADAPTER, saved)
+    tensors = load_file(saved / "adapter_model.safetensors")
+    tensors["base_model.model.lm_head.weight"] = torch.ones(256, 64)
+    save_file(tensors, saved / "adapter_model.safetensors", {"format": "pt"})
+    config = json.loads((saved / "adapter_config.json").read_text())
+    text = json.dumps({**config, "modules_to_save": ["lm_head"]})
+    (saved / "adapter_config.json").write_text(text)
+    arguments = ("combine", saved, ADAPTER, "--weights", "0.25,1", "--out")
+    error = adaptool(*arguments, tmp_path / "alone", code=4)["error"]
+    assert error["hint"] == "--base BASE"
+    adaptool(*arguments, tmp_path / "here", "--base", BASE)
+    adaptool(*arguments, tmp_path / "there", "--base", "hf://me/base")
+    here, there = (tmp_path / name / "adapter_model.safetensors" for name in ("here", "there"))
+    assert here.read_bytes() == there.read_bytes()
+    (head,) = (
+        tensors["lm_head.weight"]
+        for tensors in map(load_file, BASE.glob("*.safetensors"))
+        if "lm_head.weight" in tensors
+    )
+    found = load_file(here)["base_model.model.lm_head.weight"]
+    assert torch.allclose(found, (0.75 * head.double() + 0.25).float())
+    receipt = json.loads((tmp_path / "there" / "adaptool.json").read_text())
+    assert [entry["name"] for entry in receipt["inputs"]] == ["base", "saved", ADAPTER.name]
 
 
 def test_an_output_without_a_name_is_called_after_the_repository(

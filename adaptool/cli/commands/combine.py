@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     "--base",
     type=values.artifact,
     metavar="BASE",
-    help="The base: DoRA is then summed as what it changes there, at --rank.",
+    help="The base: for saved modules, biases and token rows whose weights do not add up to 1; "
+    "DoRA is summed as what it changes there, at --rank.",
 )
 @click.option(
     "--density",
