@@ -22,6 +22,7 @@ from adaptool.model.extraction import Difference, Extractor
 from adaptool.model.options import OutputDtype
 from adaptool.names.families import TRANSPOSED_EXPERTS
 from adaptool.names.module_kinds import Kind
+from adaptool.names.peft_families import is_taken
 from adaptool.ops.extract_sides import Sides, sides_of
 from adaptool.store.checkpoint import Checkpoint
 from adaptool.store.tensors import TensorRef
@@ -196,8 +197,10 @@ def _shape(making: _Making, parameter: str, shape: tuple[int, ...]) -> _Shape | 
     kind = making.sides.names.kind(parameter, len(shape))
     if kind is Kind.ATTENTION:
         return None
+    if kind is Kind.LINEAR and is_taken(making.sides.names.types, parameter.rpartition(".")[0]):
+        kind = Kind.PARAMETER
     if kind is Kind.PARAMETER:
-        return _of_parameter(making, shape)
+        return _of_parameter(making, parameter, shape)
     if kind is Kind.CONVOLUTION:
         kernel = shape[2:]
         return _Shape(Terms(Form.CONVOLUTION, shape[0], prod(shape[1:]), 1.0, kernel=kernel))
@@ -208,7 +211,7 @@ def _shape(making: _Making, parameter: str, shape: tuple[int, ...]) -> _Shape | 
     return _Shape(Terms(form, shape[1], shape[0], 1.0), transposed=True)
 
 
-def _of_parameter(making: _Making, shape: tuple[int, ...]) -> _Shape | None:
+def _of_parameter(making: _Making, name: str, shape: tuple[int, ...]) -> _Shape | None:
     """What PEFT targets by its own name: a matrix, or a stack of them."""
     if len(shape) == _MATRIX:
         by_name = {"parameter": True}
@@ -216,7 +219,7 @@ def _of_parameter(making: _Making, shape: tuple[int, ...]) -> _Shape | None:
     if len(shape) != _STACK:
         return None
     count, rows, columns = shape
-    if TRANSPOSED_EXPERTS & set(making.sides.names.types):
+    if name in making.sides.flipped or TRANSPOSED_EXPERTS & set(making.sides.names.types):
         return _Shape(Terms(Form.EXPERTS, columns, rows, 1.0, experts=count), transposed=True)
     return _Shape(Terms(Form.EXPERTS, rows, columns, 1.0, experts=count))
 
@@ -252,14 +255,24 @@ def _complete(making: _Making) -> None:
 
     A module that is saved for its bias alone is saved whole, in place of its factors.
     """
-    saved = {name.rpartition(".")[0] for name in making.replaced}
-    outer = {name for name in saved if not any(name.startswith(f"{other}.") for other in saved)}
+    outer = _saved_modules(making)
     inside = {name for module in outer for name in making.sides.inside(module)}
     for name in inside - making.replaced.keys():
         _save(making, name, making.sides.tensors[name][1])
     kept = {name: making.replaced[name] for name in inside & making.replaced.keys()}
     _forget(making, inside)
     making.replaced = kept
+
+
+def _saved_modules(making: _Making) -> set[str]:
+    """The outermost modules of what is saved, and every one that PEFT takes for one of them.
+
+    PEFT saves each module whose path ends with a name, in the middle of a component too.
+    """
+    saved = {name.rpartition(".")[0] for name in making.replaced}
+    every = {name.rpartition(".")[0] for name in making.sides.tensors}
+    meant = {name for name in every if name.endswith(tuple(saved))} if saved else set()
+    return {name for name in meant if not any(name.startswith(f"{other}.") for other in meant)}
 
 
 def _name_a_target(making: _Making) -> None:
@@ -297,12 +310,10 @@ def _smallest(terms: Terms) -> dict[str, tuple[int, ...]]:
 
 
 def _adapter(making: _Making, base: Checkpoint, tuned: Checkpoint, *, keeps_ties: bool) -> Adapter:
-    saved = {name.rpartition(".")[0] for name in making.replaced}
-    outer = {name for name in saved if not any(name.startswith(f"{other}.") for other in saved)}
     config = {
         **PLAIN,
         "fan_in_fan_out": making.conv1d,
-        "modules_to_save": sorted(outer) or None,
+        "modules_to_save": sorted(_saved_modules(making)) or None,
         "task_type": _task(base.config),
     }
     if keeps_ties:

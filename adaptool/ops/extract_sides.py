@@ -27,7 +27,8 @@ class Sides:
 
     `shared` are parameters that are one tensor in the base and in the tuned model, the one that
     is stored first; `stored` those that have only their checkpoint's name; `dropped` what only one
-    side has and the caller let go.
+    side has and the caller let go; `flipped` stacks that are stored (experts, in, out) though the
+    module has them otherwise.
     """
 
     names: ModelNames
@@ -35,6 +36,7 @@ class Sides:
     shared: tuple[str, ...]
     stored: frozenset[str]
     dropped: tuple[str, ...] = ()
+    flipped: frozenset[str] = frozenset()
 
     def is_tied_by_peft(self) -> bool:
         """Whether PEFT keeps the tie itself where it is asked to."""
@@ -74,7 +76,8 @@ def sides_of(base: Checkpoint, tuned: Checkpoint, allow_drop: Sequence[str] = ()
     shared = next((each for stored, each in one.items() if stored in other), ())
     for name in shared[1:]:
         found.setdefault(name, found[shared[0]])
-    return Sides(old.names, found, shared, old.stored | new.stored, tuple(sorted(dropped)))
+    stored = old.stored | new.stored
+    return Sides(old.names, found, shared, stored, tuple(sorted(dropped)), old.flipped)
 
 
 def _value(name: str, side: ModuleTensors, tied: Mapping[str, str]) -> TensorRef | None:

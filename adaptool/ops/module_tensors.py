@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from adaptool.model.adjoined import adjoined, rows_of
 from adaptool.names.model_names import ModelNames
@@ -12,18 +13,21 @@ from adaptool.ops.base_norms import opened_drafts
 from adaptool.store.checkpoint import Checkpoint
 from adaptool.store.tensors import TensorRef
 
+_STACK = 3
+
 
 @dataclass(frozen=True, slots=True)
 class ModuleTensors:
     """The model's parameters.
 
     `stored` are those that stand under their checkpoint's name, because the library makes them in
-    a way that is no plain run of bytes.
+    a way that is no plain run of bytes. `flipped` are stacks whose last two axes the library swaps.
     """
 
     names: ModelNames
     tensors: Mapping[str, TensorRef]
     stored: frozenset[str]
+    flipped: frozenset[str] = frozenset()
 
 
 def module_tensors(checkpoint: Checkpoint) -> ModuleTensors:
@@ -40,8 +44,37 @@ def module_tensors(checkpoint: Checkpoint) -> ModuleTensors:
         if ref is not None:
             found[parameter] = ref
             taken.update(piece.tensor for piece in pieces)
+    flipped: set[str] = set()
+    for parameter, pieces in names.parameters.items():
+        order = _order(parameter, pieces, plain, checkpoint.config)
+        if parameter not in found and order is not None:
+            found[parameter] = plain[pieces[0].tensor]
+            taken.add(pieces[0].tensor)
+            flipped |= {parameter} if order else set()
     left = {name: ref for name, ref in plain.items() if name not in taken}
-    return ModuleTensors(names, {**found, **left}, frozenset(left))
+    return ModuleTensors(names, {**found, **left}, frozenset(left), frozenset(flipped))
+
+
+def _order(
+    parameter: str,
+    pieces: tuple[Placement, ...],
+    plain: Mapping[str, TensorRef],
+    config: Mapping[str, Any] | None,
+) -> bool | None:
+    """Whether a stack of experts lies (experts, in, out), by the model's sizes; None: none such."""
+    if len(pieces) != 1 or not pieces[0].transposed_by_shape or pieces[0].of_parameter:
+        return None
+    shape = plain[pieces[0].tensor].shape if pieces[0].tensor in plain else ()
+    hidden = _text(config).get("hidden_size")
+    if len(shape) != _STACK or hidden not in shape[1:]:
+        return None
+    inner = 1 if parameter.endswith("gate_up_proj") else 2
+    return bool(shape[1] != shape[2] and shape[inner] == hidden)
+
+
+def _text(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    inner = (config or {}).get("text_config")
+    return inner if isinstance(inner, Mapping) else config or {}
 
 
 def _assembled(

@@ -8,6 +8,7 @@ import warnings
 import pytest
 
 from adaptool.names.module_kinds import Kind, is_headless, kind_of
+from adaptool.names.peft_families import TAKEN
 
 transformers = pytest.importorskip("transformers", minversion="5.23")
 
@@ -46,3 +47,16 @@ def test_every_module_of_a_model_is_of_the_kind_that_its_name_tells(model_type: 
         assert kind_of(types, f"{path}.weight", weight.dim()) is wanted, path
     prefix = model.base_model_prefix
     assert is_headless([name]) == bool(prefix and not hasattr(model, prefix))
+
+
+def test_the_targets_that_peft_takes_for_experts_are_known() -> None:
+    """By model type, as PEFT's own tables have them."""
+    peft = pytest.importorskip("peft.utils.transformers_weight_conversion")
+    patterns = peft._MODEL_TO_CONVERSION_PATTERN  # noqa: SLF001
+    targets = peft._MOE_TARGET_MODULE_MAPPING  # noqa: SLF001
+    wanted = {
+        kind: frozenset(targets[pattern])
+        for kind, pattern in patterns.items()
+        if pattern in targets and kind[0].islower()
+    }
+    assert wanted == TAKEN
