@@ -91,6 +91,13 @@ class Resolution:
     fused: FusedPart | None = None
     members: bool = False
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether one tensor is the parameter, all of it as it is."""
+        first = self.placements[0]
+        moved = first.of_parameter or first.of_tensor or first.transposed or first.unsupported
+        return len(self.placements) == 1 and not (moved or self.fused or self.members)
+
 
 class Resolver:
     """Looks parameters up among one checkpoint's tensor names."""
@@ -133,9 +140,7 @@ class Resolver:
         if component not in COMPONENTS:
             return None
         found = self._published(rest) or self._by_rules(rest)
-        if found is None or (
-            found.how in (How.EXACT, How.PREFIX) and not fits(found.placements[0].tensor)
-        ):
+        if found is None or (found.is_whole and not fits(found.placements[0].tensor)):
             return None
         return found
 

@@ -22,6 +22,7 @@ from adaptool.names.resolver import How, Resolution, Resolver
 from adaptool.ops.copies import same_bytes
 from adaptool.ops.drafts import Draft, Drafts
 from adaptool.ops.replacing import parts_of
+from adaptool.ops.rivals import Located, without_rivals
 from adaptool.ops.sizes import completed
 from adaptool.ops.targets import Base, plausible, views
 from adaptool.store.tensors import TensorRef
@@ -56,14 +57,6 @@ class Permissions:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Located:
-    """A delta whose sizes are known, and the tensors of the base it belongs to."""
-
-    delta: Delta
-    found: Resolution
-
-
 class Contribution:
     """Puts one adapter's deltas and tensors onto the drafts."""
 
@@ -94,12 +87,21 @@ class Contribution:
         found: list[Located] = []
         for delta in self._adapter.deltas:
             self._try(partial(self._locate, delta, found), _names(delta))
-        for located in found:
+        for located in self._of_one_model(found):
             self._try(partial(self._add_delta, located, found), _names(located.delta))
         if self.ledger.errors:
             raise gathered([self._located(error) for error in self.ledger.errors])
         self._report()
         return self.ledger
+
+    def _of_one_model(self, located: list[Located]) -> list[Located]:
+        try:
+            left, dropped = without_rivals(located, self._permissions.drops)
+        except MismatchError as error:
+            self.ledger.errors.append(error)
+            return []
+        self.ledger.dropped += dropped
+        return left
 
     def _try(self, step: Callable[[], None], names: list[str]) -> None:
         try:
