@@ -19,7 +19,7 @@ from typing import Any
 from adaptool.model.base_modules import BaseModules, modules_of
 from adaptool.names.patterns import PatternTable
 from adaptool.names.selection import Selection
-from adaptool.readers.values import Applied, File, Loaded
+from adaptool.readers.values import Applied, File, Loaded, Refusal
 from adaptool.tuners import tuners
 
 PROGRAM = "PEFT 0.21.2"
@@ -176,12 +176,19 @@ class _Reading:
     applied: list[Applied] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     faults: list[tuple[str, str]] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
     inner: set[str] = field(default_factory=set)
 
     def loaded(self) -> Loaded:
         """All of it; what no step used is unread."""
         unread = tuple(name for name in self.file.tensors if name not in self.used)
-        return Loaded(tuple(self.applied), unread, tuple(self.missing), tuple(self.faults))
+        return Loaded(
+            tuple(self.applied),
+            unread,
+            tuple(self.missing),
+            tuple(self.faults),
+            tuple(self.refused),
+        )
 
     def wrapped(self) -> None:
         """The factors of every module that is selected."""
@@ -227,10 +234,19 @@ class _Reading:
         shape = () if self.config.get("use_bdlora") or experts > 1 else _shape(a, b, embedded)
         self.applied.append(Applied(parameter, self.tuner, sources, shape, rank, times * scale))
         if biased in extra:
+            self._check_bias(name)
             owner = parameter.removesuffix("weight") + "bias"
             self.applied.append(Applied(owner, "shift", (PREFIX + biased,), scale=times * scale))
         self.used.update(PREFIX + key for key in (*wanted, *extra))
         self.used.update(self._of_training(path))
+
+    def _check_bias(self, module: str) -> None:
+        """A layer without a bias stops PEFT where `lora_bias` is set."""
+        known = self.model.known
+        if known.complete and f"{module}.bias" not in known.parameters:
+            why = "lora_bias is for all modules of an adapter, and this layer has no bias"
+            hint = "merge them one after the other: merge BASE A OUT --add B"
+            self.refused.append(Refusal(why, module, hint))
 
     def _extras(self, path: str) -> Iterator[str]:
         """What the config's switches make PEFT look for beside two factors."""
