@@ -227,6 +227,10 @@ OWN = {
         SHARED["no adapter_config.json"],
         also=frozenset({"r, lora_alpha or target_modules missing"}),
     ),
+    ("vllm", "a text model's names"): Case(base={"model_type": "llava", "vision_config": {}}),
+    ("vllm", "a text model's names, perhaps"): Case(
+        base={"model_type": "of_tomorrow", "vision_config": {}}
+    ),
     ("vllm", "other file names"): Case(file="my_lora.safetensors"),
     ("vllm", "adapter names in keys"): Case(tensors=_NAMED_KEYS),
     ("vllm", "modules_to_save"): Case(

@@ -159,7 +159,7 @@ def _blocks(module: _Module, rows: Rows | None, height: int) -> Rows | None:
         return None
     if any(edge % height for part in rows for edge in part):
         message = f"its blocks of {height} outputs reach over the modules that it fuses"
-        hint = "--base with a checkpoint that has them fused, or one with --as lora"
+        hint = "--base with a checkpoint that has them fused, or convert --as lora with any"
         raise MismatchError(message, code=Code.UNSUPPORTED, tensor=module.flat, hint=hint)
     return tuple((start // height, stop // height) for start, stop in rows)
 

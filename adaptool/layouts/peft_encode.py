@@ -168,7 +168,7 @@ def _refuse_bound(adapter: Adapter, ranked: Sequence[Delta]) -> None:
             f"{title}'s scale, {own_scaling(bound[0]):g}, also decides what it takes out of the "
             "base: it cannot be moved into a factor"
         )
-        hint = "--to lora --base BASE --rank N gives a plain LoRA, without --bake-scale"
+        hint = "convert --to lora --base BASE --rank N gives a plain LoRA, without --bake-scale"
         raise MismatchError(
             message,
             code=Code.LAYOUT_CANNOT_HOLD,

@@ -168,7 +168,7 @@ def _check_initial(part: Part) -> None:
         code=Code.INIT_CHANGED_BASE,
         file=part.files.config_file,
         field="init_lora_weights",
-        hint="--init-adapter DIR names the adapter as it was before training",
+        hint="merge with --init-adapter DIR: the adapter as it was before training",
     )
 
 
@@ -203,7 +203,7 @@ def _check_targets(part: Part, permissions: Permissions) -> None:
             code=Code.TARGETS_ABSENT,
             file=part.files.config_file,
             field="target_modules",
-            hint="the file is incomplete, or the name is wrong: --skip-unmatched goes on without",
+            hint="the file is incomplete, or the name is wrong: merge --skip-unmatched goes on",
         )
 
 

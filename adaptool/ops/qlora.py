@@ -55,7 +55,7 @@ def notes(adapter: Adapter, *, quantized: bool, dequantized: bool) -> Iterator[F
     if quantized or dequantized or adapter.base is None or not _FOUR_BIT.search(adapter.base):
         return
     message = f"trained on {adapter.base}, merged into the original 16-bit weights"
-    hint = "--qlora-base dequantized merges onto the weights that training saw"
+    hint = "merge --qlora-base dequantized takes the weights that training saw"
     yield Finding(
         Code.QLORA_BASE,
         Severity.WARNING,

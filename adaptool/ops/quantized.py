@@ -138,7 +138,7 @@ def _check_places(drafts: Drafts, opened: Opened, base: Checkpoint, mode: Quanti
             file=base.name,
             tensor=name,
             field="--quantized",
-            hint="--quantized all writes every weight in 16 bit",
+            hint="merge --quantized all writes every weight in 16 bit",
         )
 
 

@@ -156,7 +156,7 @@ def settle(drafts: Drafts, pair: TiedPair, tie: Tie, *, adapter_keeps: bool) -> 
         return _share(drafts, every, "kept, the vocabulary was resized")
     if tie is Tie.ERROR:
         message = "the adapter changes one side of tied weights"
-        hint = "--tie untie writes the second tensor, --tie keep changes both sides"
+        hint = "merge --tie untie writes the second tensor, --tie keep changes both sides"
         raise MismatchError(message, code=Code.TIED_WEIGHTS, tensor=pair.embedding, hint=hint)
     if tie is Tie.KEEP:
         for other in every[1:]:
@@ -251,7 +251,7 @@ def _untie(drafts: Drafts, pair: TiedPair) -> TieDecision:
     if record is None:
         message = f"the adapter changes one side of tied weights; untying {pair.family} is not"
         message += " known to load and mean the same"
-        hint = "--tie keep changes both sides, as PEFT's merge does"
+        hint = "merge --tie keep changes both sides, as PEFT's does"
         raise MismatchError(message, code=Code.TIED_WEIGHTS, tensor=pair.embedding, hint=hint)
     every = record.every_copy or _separates(drafts[pair.embedding])
     for name in pair.others:

@@ -4,7 +4,9 @@ Facts, of vLLM 0.33.0: `vllm/lora/peft_helper.py` (what of adapter_config.json i
 refused), `lora_model.py` (files and keys), `lora_weights.py` (scaling), `config/lora.py` (ranks).
 Scaling follows PEFT there, patterns and rsLoRA included; earlier releases ignored the patterns.
 A module whose name fits nothing in the model is an error for some models, and without effect for
-others (vllm-project/vllm#34186): `--base` tells.
+others (vllm-project/vllm#34186). The text model of a vision-language model stands below
+`language_model`; which beginnings of names are mapped to that is each model's `hf_to_vllm_mapper`
+(`vllm/model_executor/models/`).
 """
 
 from __future__ import annotations
@@ -22,8 +24,17 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 CLASSIFIERS = frozenset({"classifier", "score"})
 # Initialisations that its check lets pass, though one of them (LoRA-GA) changes the base.
 INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+# Vision-language models that map a text model's names, and some of those that do not.
+MAPPED = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "keye", "dots_ocr"})
+UNMAPPED = frozenset(
+    {
+        *("llava", "llava_next", "llava_onevision", "gemma3", "mistral3", "paligemma"),
+        *("aya_vision", "internvl"),
+    }
+)
 _PEFT = frozenset({"peft"})
 _TO_PEFT = "adaptool convert ADAPTER OUT --to peft"
+_TO_PEFT_BASE = "adaptool convert ADAPTER OUT --to peft --base BASE"
 _TO_LORA = "adaptool convert ADAPTER OUT --to lora"
 
 
@@ -84,6 +95,29 @@ def _packing(candidate: Candidate) -> Iterator[Problem]:
         yield Problem("the packing of the stacked experts is Unsloth's", field="lora_B_layout")
 
 
+def _text_names(candidate: Candidate) -> list[str]:
+    """Modules that are named as in a text model, where the base has a vision model beside it."""
+    base = candidate.base or {}
+    if "vision_config" not in base or base.get("model_type") in MAPPED:
+        return []
+    names = [delta.module for delta in candidate.deltas]
+    return [name for name in names if name.startswith(("model.layers.", "layers."))]
+
+
+def _of_text_model(candidate: Candidate) -> Iterator[Problem]:
+    names = _text_names(candidate)
+    if names and (candidate.base or {}).get("model_type") in UNMAPPED:
+        message = f"{len(names)} modules are named as in a text model, the base has them below "
+        yield Problem(message + "language_model", tensor=names[0])
+
+
+def _perhaps_of_text_model(candidate: Candidate) -> Iterator[Problem]:
+    names = _text_names(candidate)
+    if names and (candidate.base or {}).get("model_type") not in UNMAPPED:
+        message = f"{len(names)} modules are named as in a text model, the base has a vision model"
+        yield Problem(message, tensor=names[0])
+
+
 RUNTIME = Runtime(
     title="vLLM",
     version="0.33.0",
@@ -113,6 +147,13 @@ RUNTIME = Runtime(
             checks.keys(r"\.lora_[AB]\.(?!(weight|bias)$)", "keys name the adapter"),
             _TO_PEFT,
             _PEFT,
+        ),
+        Rule("a text model's names", Verdict.IGNORED, _of_text_model, _TO_PEFT_BASE),
+        Rule(
+            "a text model's names, perhaps",
+            Verdict.CONDITIONAL,
+            _perhaps_of_text_model,
+            f"{_TO_PEFT_BASE} gives them the base's names",
         ),
         Rule("other tuners", Verdict.REFUSED, checks.other_tuners, _TO_LORA),
         Rule("DoRA", Verdict.REFUSED, checks.magnitudes, MERGE),
