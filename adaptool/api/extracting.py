@@ -18,6 +18,7 @@ from adaptool.model.algebra import Measured
 from adaptool.model.extract_options import ExtractOptions
 from adaptool.model.keywords import reads_keywords
 from adaptool.model.options import Machine, OutputDtype, chosen
+from adaptool.ops.base_reading import names_of
 from adaptool.ops.extract import Extracted, extracted
 from adaptool.ops.provenance import base_input
 from adaptool.store.checkpoint import open_checkpoint
@@ -67,7 +68,14 @@ def extract(
             Path(out), "extract", machine, overwrite, progress, disk or Disk(), attesting, private
         )
         writing = Writing.to(output, dry_run=dry_run)
-        plan = writing.plan(made.adapter, sources, options.as_json(), allow_drop, layout="peft")
+        plan = writing.plan(
+            made.adapter,
+            sources,
+            options.as_json(),
+            allow_drop,
+            layout="peft",
+            base=names_of(first),
+        )
         done = writing.write(replace(plan, findings=made.findings))
     measured = extractor.measured()
     return ExtractResult(

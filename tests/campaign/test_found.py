@@ -30,6 +30,11 @@ FOUND = {
         Operation("convert", {"way": "mlx", "base": False}),
         _lora("k_proj", "up_proj", layers_to_transform=[1]),
     ),
+    "extract of one layer of two": (
+        "llama",
+        Operation("extract", {"rank": 12}),
+        _lora("up_proj", layers_to_transform=0),
+    ),
     "saved modules are weighed": (
         "llama",
         Operation("combine", HALF),
