@@ -63,7 +63,12 @@ class _Merge:
             init_adapter=self.init_adapter,
         )
         given = planning.inputs(self.checkpoint, parts)[1:]
-        planning.check_adapters(given, self.receipt.get("inputs"), self.receipt_file)
+        planning.check_adapters(
+            given,
+            self.receipt.get("inputs"),
+            self.receipt_file,
+            older=planning.older_digests(parts),
+        )
         return parts
 
 

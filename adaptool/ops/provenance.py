@@ -8,7 +8,7 @@ from typing import Any
 
 from adaptool.model.adapter import Adapter
 from adaptool.model.options import MergeOptions
-from adaptool.store.adapter_files import AdapterFiles, config_bytes
+from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.addresses import on_the_hub
 from adaptool.store.checkpoint import Checkpoint
 from adaptool.store.digest import digest_of_bytes, fingerprint, known_sha256, sha256_of
@@ -54,14 +54,13 @@ def _identity(shard: Source) -> dict[str, str]:
 
 def adapter_input(files: AdapterFiles, adapter: Adapter, weight: float = 1.0) -> Mapping[str, Any]:
     """One adapter as a receipt lists it."""
-    config = config_bytes(files.config) if files.config is not None else None
     return {
         "role": "adapter",
         "name": printable(Path(files.name).resolve().name),
         "weight": weight,
         "bytes": files.source.size,
         "sha256": sha256_of(files.source),
-        "config_sha256": digest_of_bytes(config) if config is not None else None,
+        "config_sha256": files.config_sha256,
         "layout": adapter.layout,
         **_base_name(adapter),
         **_card(Path(files.name)),

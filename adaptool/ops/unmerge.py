@@ -14,6 +14,7 @@ from adaptool.model.plan import Document, OutputFile, Plan, Row
 from adaptool.ops.merge import Part, plan_merge
 from adaptool.ops.provenance import adapter_input, base_input
 from adaptool.ops.reversal import plainly_subtracted
+from adaptool.store.adapter_files import value_digest
 from adaptool.store.checkpoint import Checkpoint
 from adaptool.store.digest import sha256_of
 from adaptool.store.local import LocalSource
@@ -36,8 +37,28 @@ def inputs(merged: Checkpoint, parts: Sequence[Part]) -> tuple[Mapping[str, Any]
     return tuple(listed)
 
 
-def check_adapters(given: Sequence[Mapping[str, Any]], recorded: object, file: str) -> None:
-    """MismatchError (exit 4) where an adapter is not the one that was merged in its place."""
+def older_digests(parts: Sequence[Part]) -> tuple[str | None, ...]:
+    """For every adapter that `inputs` lists, what older receipts have for its config's sha256."""
+    files = [
+        each
+        for part in parts
+        for each in (part.files, part.initial[0] if part.initial is not None else None)
+        if each is not None
+    ]
+    return tuple(None if each.config is None else value_digest(each.config) for each in files)
+
+
+def check_adapters(
+    given: Sequence[Mapping[str, Any]],
+    recorded: object,
+    file: str,
+    *,
+    older: Sequence[str | None],
+) -> None:
+    """MismatchError (exit 4) where an adapter is not the one that was merged in its place.
+
+    `older` are its `older_digests`, which do as well.
+    """
     listed = recorded if isinstance(recorded, list) else []
     merged = [
         entry for entry in listed if isinstance(entry, dict) and entry.get("role") == "adapter"
@@ -46,13 +67,13 @@ def check_adapters(given: Sequence[Mapping[str, Any]], recorded: object, file: s
         message = f"{len(merged)} adapters were merged, {len(given)} are given"
         hint = "name the others with --add, and the first one's beginning with --init-adapter"
         raise MismatchError(message, code=Code.ADAPTER_DIFFERS, file=file, hint=hint)
-    for ours, theirs in zip(given, merged, strict=True):
+    for ours, theirs, old in zip(given, merged, older, strict=True):
         for key, what in (
             ("sha256", "its weights are"),
             ("config_sha256", "its config is"),
             ("weight", f"its weight {ours['weight']} is"),
         ):
-            if ours[key] != theirs.get(key):
+            if ours[key] != theirs.get(key) and (key, theirs.get(key)) != ("config_sha256", old):
                 message = f"{what} not that of the adapter that was merged, {theirs.get('name')!r}"
                 hint = "give the adapters that the receipt lists, in its order"
                 raise MismatchError(

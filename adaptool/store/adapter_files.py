@@ -10,10 +10,12 @@ from typing import Any, Self
 
 from adaptool.errors import InputError, UsageError
 from adaptool.findings import Code, Finding
-from adaptool.store.documents import parse_json_object, read_json_object
+from adaptool.store.digest import digest_of_bytes
+from adaptool.store.documents import parse_json_object, read_document
 from adaptool.store.gguf import is_gguf, read_gguf
 from adaptool.store.header import Header, read_header
 from adaptool.store.local import LocalSource
+from adaptool.store.safe_names import printable
 from adaptool.store.source import Opener, Source
 from adaptool.store.stranger_packages import refuse_stranger
 from adaptool.store.tensors import TensorRef
@@ -52,7 +54,8 @@ class AdapterFiles:
     """An opened adapter.
 
     `config` is adapter_config.json or the config kept in the file's metadata, None where neither
-    is there; `config_file` says which file it came from; `companions` are tokenizer files.
+    is there; `config_file` says which file it came from, `config_sha256` is that file's digest,
+    None where the config is a value in the weights file; `companions` are tokenizer files.
     `container` is what the tensors lie in; the metadata of a GGUF file are its key-value pairs,
     numbers as JSON.
     """
@@ -66,6 +69,7 @@ class AdapterFiles:
     config_path: Path | None
     companions: tuple[Path, ...]
     container: str = SAFETENSORS
+    config_sha256: str | None = None
 
     @property
     def tensors(self) -> Mapping[str, TensorRef]:
@@ -88,6 +92,18 @@ class AdapterFiles:
         self.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Config:
+    """A config, the file that it is, and that file's digest."""
+
+    value: Mapping[str, Any] | None = None
+    path: Path | None = None
+    sha256: str | None = None
+
+
+_NO_CONFIG = _Config()
+
+
 def open_adapter(path: Path, opener: Opener = LocalSource) -> AdapterFiles:
     """Open a directory or a single file; reads the header and the config only.
 
@@ -102,13 +118,12 @@ def open_adapter(path: Path, opener: Opener = LocalSource) -> AdapterFiles:
     try:
         packed = is_gguf(source)
         header = read_gguf(source).header if packed else read_header(source)
-        config, config_path = (None, None) if packed else _config_of_file(path, header)
+        config = _NO_CONFIG if packed else _config_of_file(path, header)
     except BaseException:
         source.close()
         raise
-    name = str(config_path) if config_path is not None else str(path)
     container = GGUF if packed else SAFETENSORS
-    return AdapterFiles(str(path), path, source, header, config, name, config_path, (), container)
+    return _opened(path, path, source, header, config, container=container)
 
 
 def whole_file(path: Path) -> Path | None:
@@ -130,13 +145,36 @@ def _open_directory(path: Path, opener: Opener) -> AdapterFiles:
     source = opener(weights)
     try:
         header = read_header(source)
-        config, config_path = beside if beside[1] else _config_of_file(weights, header)
+        config = beside if beside.path else _config_of_file(weights, header)
     except BaseException:
         source.close()
         raise
     companions = tuple(entry for entry in sorted(path.iterdir()) if entry.name in TOKENIZER_FILES)
-    name = str(config_path or weights)
-    return AdapterFiles(str(path), weights, source, header, config, name, config_path, companions)
+    return _opened(path, weights, source, header, config, companions=companions)
+
+
+def _opened(
+    path: Path,
+    weights: Path,
+    source: Source,
+    header: Header,
+    config: _Config,
+    *,
+    companions: tuple[Path, ...] = (),
+    container: str = SAFETENSORS,
+) -> AdapterFiles:
+    return AdapterFiles(
+        name=str(path),
+        path=weights,
+        source=source,
+        header=header,
+        config=config.value,
+        config_file=str(config.path or weights),
+        config_path=config.path,
+        companions=companions,
+        container=container,
+        config_sha256=config.sha256,
+    )
 
 
 def _weights_of(path: Path) -> Path:
@@ -164,23 +202,24 @@ def _refuse_nothing(path: Path) -> None:
     raise UsageError(message, code=Code.NOT_FOUND, file=str(path), hint=hint)
 
 
-def _config_of_file(path: Path, header: Header) -> tuple[Mapping[str, Any] | None, Path | None]:
+def _config_of_file(path: Path, header: Header) -> _Config:
     """A single file's config: its own metadata first, then adapter_config.json beside it."""
     for key in METADATA_KEYS:
         text = header.metadata.get(key)
         if text is not None:
-            return parse_json_object(text.encode(), file=f"{path} metadata {key}"), None
+            return _Config(parse_json_object(text.encode(), file=f"{path} metadata {key}"))
     return _read_config(path.parent / CONFIG_FILE)
 
 
-def _read_config(path: Path) -> tuple[Mapping[str, Any] | None, Path | None]:
+def _read_config(path: Path) -> _Config:
     """The config in a file of its own, and the file; neither where there is none."""
     if not path.exists():
-        return None, None
-    config = read_json_object(
+        return _NO_CONFIG
+    raw = read_document(
         path, limit_bytes=LARGEST_CONFIG, what="adapter config", too_large=InputError
     )
-    return config, path
+    value = parse_json_object(raw, file=printable(str(path)))
+    return _Config(value, path, digest_of_bytes(raw))
 
 
 def config_beside(path: Path) -> Path | None:
@@ -196,6 +235,9 @@ def config_beside(path: Path) -> Path | None:
     return None if any(key in metadata for key in METADATA_KEYS) else beside
 
 
-def config_bytes(config: Mapping[str, Any]) -> bytes:
-    """The config as canonical JSON: what a digest of it is taken over."""
-    return json.dumps(config, sort_keys=True, ensure_ascii=False).encode()
+def value_digest(config: Mapping[str, Any]) -> str:
+    """sha256 of the config as canonical JSON: of a value, never of a file.
+
+    Receipts written before 2026-12 have it for `config_sha256`.
+    """
+    return digest_of_bytes(json.dumps(config, sort_keys=True, ensure_ascii=False).encode())

@@ -103,6 +103,11 @@ def test_merge_provenance_and_bom(
     found = _read(statement)["predicate"]["buildDefinition"]["resolvedDependencies"]
     weights = hashlib.sha256((ADAPTER / "adapter_model.safetensors").read_bytes()).hexdigest()
     assert {"sha256": weights} in [each["digest"] for each in found]
+    config = hashlib.sha256((ADAPTER / "adapter_config.json").read_bytes()).hexdigest()
+    assert {"sha256": config} in [each["digest"] for each in found]
+    assert config in bom.read_text()
+    recorded = _read(out / "adaptool.json")["inputs"]
+    assert [each["config_sha256"] for each in recorded if each["role"] == "adapter"] == [config]
     assert _read(bom)["components"][0]["name"] == "base"
 
 

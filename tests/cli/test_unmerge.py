@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -274,3 +275,20 @@ def test_the_merged_model_is_what_a_plain_merge_writes(reversible: Path, plain: 
     for file in sorted(plain.iterdir()):
         if file.name != "adaptool.json":
             assert (reversible / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_config_is_known_by_its_file_or_as_older_receipts_have_it(
+    pair: Pair, plain: Path, tmp_path: Path
+) -> None:
+    """Those have the digest of the value, written again with sorted keys."""
+    merged = tmp_path / "merged"
+    shutil.copytree(plain, merged)
+    content = json.loads((merged / "adaptool.json").read_text())
+    (entry,) = (each for each in content["inputs"] if each["role"] == "adapter")
+    config = (pair.adapter / "adapter_config.json").read_bytes()
+    assert entry["config_sha256"] == sha256(config).hexdigest()
+    value = json.dumps(json.loads(config), sort_keys=True, ensure_ascii=False).encode()
+    for digest, code in ((sha256(value).hexdigest(), 0), ("0" * 64, 4)):
+        entry["config_sha256"] = digest
+        (merged / "adaptool.json").write_text(json.dumps(content))
+        assert ask("unmerge", merged, pair.adapter, tmp_path / f"base-{code}").code == code
