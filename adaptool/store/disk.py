@@ -11,6 +11,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
@@ -132,14 +133,17 @@ class Disk:
         self._run("unlink", path, _unlink, path)
 
     def rmtree(self, path: Path) -> None:
-        """Remove a file or a directory with all it holds; follows no symlinks."""
+        """Remove a file or a directory with all it holds, or what is left of it.
+
+        Follows no symlinks.
+        """
         if not _is_directory(path):
             if os.path.lexists(path):
                 self.unlink(path)
             return
         for child in self._run("list", path, _children, path):
             self.rmtree(child)
-        self._run("rmdir", path, os.rmdir, path)
+        self._run("rmdir", path, _remove_directory, path)
 
     def close(self, file: OpenFile) -> None:
         """Close; some file systems report a failed write only here."""
@@ -148,6 +152,20 @@ class Disk:
     def flock(self, file: OpenFile) -> Flock:
         """Ask for the exclusive lock of a file without waiting."""
         return self._run("flock", file.path, _lock, file.fd)
+
+    def locks_hold(self, file: OpenFile) -> bool:
+        """Whether the lock that was just taken keeps others of this machine out."""
+        fd = _opened_again(file)
+        if fd is None:
+            return False
+        try:
+            return self.flock(OpenFile(fd, file.path, created=False)) is Flock.BUSY
+        finally:
+            os.close(fd)
+
+    def touch(self, path: Path) -> None:
+        """Set the time of a file's last change to now."""
+        self._run("touch", path, os.utime, path)
 
     def free_space(self, path: Path) -> int:
         """Bytes that this user may still write into the file system of a directory."""
@@ -214,14 +232,6 @@ def amount(count: int) -> str:
     return f"{count} bytes"
 
 
-def identity(path: Path) -> int | None:
-    """The inode number of what lies at `path` itself, None where nothing does."""
-    try:
-        return os.lstat(path).st_ino
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
 def _fullness(path: Path, reason: str) -> str:
     try:
         room = os.statvfs(path.parent)
@@ -262,6 +272,14 @@ def _open_or_create(path: Path) -> OpenFile:
             return OpenFile(os.open(path, _OPEN_FLAGS), path, created=False)
         except FileNotFoundError:
             continue
+
+
+def _opened_again(file: OpenFile) -> int | None:
+    """The same file once more, as another process would open it; None where that cannot be."""
+    for path in (f"/proc/self/fd/{file.fd}", file.path):
+        with suppress(OSError):
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    return None
 
 
 def _allocate(fd: int, size: int) -> None:
@@ -316,8 +334,18 @@ def _unlink(path: Path) -> None:
 
 
 def _children(path: Path) -> list[Path]:
-    with os.scandir(path) as entries:
-        return sorted(Path(entry.path) for entry in entries)
+    try:
+        with os.scandir(path) as entries:
+            return sorted(Path(entry.path) for entry in entries)
+    except FileNotFoundError:
+        return []
+
+
+def _remove_directory(path: Path) -> None:
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return
 
 
 def _is_directory(path: Path) -> bool:

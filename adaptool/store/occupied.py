@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from adaptool.errors import OutputError
+from adaptool.errors import AdaptoolError, OutputError
 from adaptool.findings import Code
-from adaptool.store.disk import identity
-from adaptool.store.local import unreadable
+from adaptool.store.digest import fingerprint
+from adaptool.store.local import LocalSource, unreadable
 from adaptool.store.lock import Publication
 from adaptool.store.own_files import SIDECARS, receipt_outputs
 from adaptool.store.placement import OURS, Placement
@@ -35,12 +36,30 @@ def check_replaceable(placement: Placement, *, overwrite: bool) -> None:
 
 def is_published(publication: Publication, placement: Placement) -> bool:
     """Whether OUT is, file by file, what the publication was about to put there."""
-    if identity(placement.out / publication.witness) != publication.inode:
-        return False
     if _kind(placement.out) == stat.S_IFREG:
-        return [os.lstat(placement.out).st_size] == list(publication.files.values())
+        there = {placement.out.name: os.lstat(placement.out).st_size}
+        return there == publication.files and holds(publication, placement.out.parent)
+    if _kind(placement.out) != stat.S_IFDIR:
+        return False
     there = {name: status.st_size for name, status in files_under(placement.out, skip=OURS)}
-    return there == publication.files
+    return there == publication.files and holds(publication, placement.out)
+
+
+def holds(publication: Publication, root: Path) -> bool:
+    """Whether the files below `root` are those of the publication, as far as samples tell."""
+    try:
+        return mark_of(root, publication.files) == publication.mark
+    except (AdaptoolError, OSError):
+        return False
+
+
+def mark_of(root: Path, names: Iterable[str]) -> str:
+    """The digest of the names and of the fingerprints of files below `root`."""
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        with LocalSource(root / name) as source:
+            digest.update(f"{name}\0{fingerprint(source)}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def files_under(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ IN_PLACE_LOCK = ".adaptool.lock"
 OURS = frozenset({IN_PLACE_PARTIAL, IN_PLACE_LOCK})
 # A longer name would not leave room for what is put around it (255 bytes is the usual limit).
 _LONGEST_NAME = 200
+_TOKEN = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,9 @@ class Placement:
 
     `out` is the destination, symlinks resolved; `home` the directory that holds `partial` (the
     staging directory) and `lock`. `in_place` says that OUT itself is `home`, because it cannot be
-    renamed: it is a mount point, or its parent is not writable.
+    renamed: it is a mount point, or its parent is not writable. In `partial` a run works in a
+    directory of its own, named by its `token`: who takes an output over renames that directory,
+    and whatever the run before it still does finds nothing to publish.
     """
 
     out: Path
@@ -32,21 +36,37 @@ class Placement:
     lock: Path
     in_place: bool
     single_file: bool
+    token: str = ""
+
+    @property
+    def work(self) -> Path:
+        """The directory of the run that has the token; without one, that of an earlier run."""
+        if self.token:
+            return self.partial / self.token
+        return next(iter(self.left()), self.partial / "none")
+
+    def left(self) -> list[Path]:
+        """The directories in which runs worked that may have ended."""
+        try:
+            names = sorted(os.listdir(self.partial))
+        except OSError:
+            return []
+        return [self.partial / name for name in names if _TOKEN.fullmatch(name)]
 
     @property
     def payload(self) -> Path:
         """The directory that holds the output files until they are published."""
-        return self.partial / "out"
+        return self.work / "out"
 
     @property
     def aside(self) -> Path:
         """Where the old output waits, on file systems that cannot swap two names."""
-        return self.partial / "old"
+        return self.work / "old"
 
     @property
     def journal(self) -> Path:
         """The file that says what is staged."""
-        return self.partial / "journal.json"
+        return self.work / "journal.json"
 
     @property
     def staged(self) -> Path:

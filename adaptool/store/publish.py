@@ -8,7 +8,7 @@ is killed there is repaired by the next one. Where OUT cannot be renamed, files 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
@@ -23,10 +23,16 @@ from adaptool.store.safe_names import printable
 _CONFIGS = frozenset({"config.json", "adapter_config.json", "model_index.json"})
 
 
-def publish(placement: Placement, moves: Moves | None, disk: Disk) -> None:
-    """Make what is staged the output; `moves` where OUT cannot be renamed. Durable on return."""
+def publish(
+    placement: Placement, moves: Moves | None, disk: Disk, check: Callable[[], None]
+) -> None:
+    """Make what is staged the output; `moves` where OUT cannot be renamed. Durable on return.
+
+    `check` raises where another run holds the output by now; it is asked before every step.
+    """
+    check()
     if moves is not None:
-        _move_all(placement, moves, disk)
+        _move_all(placement, moves, disk, check)
     elif not os.path.lexists(placement.out):
         _rename_to_free_name(placement.staged, placement.out, disk)
     elif _is_renamed_over(placement):
@@ -36,7 +42,19 @@ def publish(placement: Placement, moves: Moves | None, disk: Disk) -> None:
     disk.fsync_directory(placement.home)
 
 
-def settle(placement: Placement, disk: Disk) -> None:
+def take_over(placement: Placement, disk: Disk) -> None:
+    """Give what an earlier run left a new name: whoever still works there works there no more."""
+    for number, left in enumerate(placement.left()):
+        if not number:
+            disk.rename(left, placement.work)
+            continue
+        aside = left / placement.aside.name  # only where runs got at one output side by side
+        if os.path.lexists(aside) and not os.path.lexists(placement.out):
+            disk.rename(aside, placement.out)
+        disk.rmtree(left)
+
+
+def settle(placement: Placement, disk: Disk, check: Callable[[], None]) -> None:
     """Repair what a run that was killed between two steps of `publish` left behind."""
     if os.path.lexists(placement.aside):
         if os.path.lexists(placement.out):
@@ -46,7 +64,7 @@ def settle(placement: Placement, disk: Disk) -> None:
             disk.fsync_directory(placement.home)
     journal = read_journal(placement.journal) if placement.in_place else None
     if journal is not None and journal.moves is not None:
-        publish(placement, journal.moves, disk)
+        publish(placement, journal.moves, disk, check)
 
 
 def plan_moves(placement: Placement, names: Iterable[str]) -> Moves:
@@ -105,13 +123,15 @@ def _swap_in_two_steps(placement: Placement, disk: Disk) -> None:
         undo.pop_all()
 
 
-def _move_all(placement: Placement, moves: Moves, disk: Disk) -> None:
+def _move_all(placement: Placement, moves: Moves, disk: Disk, check: Callable[[], None]) -> None:
     """Move what has not moved yet; doing it again continues."""
     waiting = [name for name in moves.order if os.path.lexists(placement.payload / name)]
     for name in moves.stale:
+        check()
         disk.unlink(placement.out / name)
     for name in waiting:
         if _rank(name) and name != RECEIPT:
+            check()
             disk.unlink(placement.out / name)
     disk.fsync_directory(placement.out)
     for loadable in (False, True):

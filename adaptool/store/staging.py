@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from types import TracebackType
@@ -33,13 +34,19 @@ from adaptool.errors import (
 )
 from adaptool.findings import Code, Finding, Severity
 from adaptool.store.digest import sha256_of
-from adaptool.store.disk import Disk, identity
+from adaptool.store.disk import Disk
 from adaptool.store.journal import Journal, read_journal, write_journal
 from adaptool.store.local import LocalSource
 from adaptool.store.lock import OutputLock, Publication
-from adaptool.store.occupied import check_replaceable, files_under, is_published
+from adaptool.store.occupied import (
+    check_replaceable,
+    files_under,
+    holds,
+    is_published,
+    mark_of,
+)
 from adaptool.store.placement import Placement, place
-from adaptool.store.publish import plan_moves, publish, settle, weaker_promise
+from adaptool.store.publish import plan_moves, publish, settle, take_over, weaker_promise
 from adaptool.store.safe_names import check_relative, printable
 from adaptool.store.sink import FileSink
 
@@ -101,10 +108,11 @@ class Staging:
         replaced or the disk fails.
         """
         placement = place(out, disk, single_file=single_file)
-        lock = OutputLock.acquire(placement.lock, disk)
+        lock = OutputLock.acquire(placement.lock, disk, plan_digest)
         with ExitStack() as undo:
             undo.callback(lock.release, keep=lock.publication is not None)
-            staging = cls(placement, plan_digest, disk, lock, overwrite=overwrite)
+            mine = replace(placement, token=lock.nonce)
+            staging = cls(mine, plan_digest, disk, lock, overwrite=overwrite)
             staging._prepare()
             undo.pop_all()
         return staging
@@ -125,7 +133,7 @@ class Staging:
                 cleanup.enter_context(suppress(AdaptoolError))
             cleanup.callback(self._lock.release, keep=self._publishing and not self._committed)
             if not self._committed and not self._publishing and not self._is_resumable(error):
-                self._disk.rmtree(self.placement.partial)
+                self._remove()
 
     @property
     def hands_over(self) -> bool:
@@ -135,7 +143,7 @@ class Staging:
     @property
     def folder(self) -> Path:
         """The staging directory, for working files."""
-        return self.placement.partial
+        return self.placement.work
 
     @property
     def payload(self) -> Path:
@@ -156,6 +164,7 @@ class Staging:
         with self._mutex:
             if self.published:
                 self._write_again()
+            self._lock.check()
             if name in self._sinks:
                 _refuse("is opened twice", name)
             path = self.placement.payload / name
@@ -182,13 +191,17 @@ class Staging:
         """Publish what was staged, then remove the staging directory.
 
         OutputError where OUT changed meanwhile in a way that may not be overwritten, or the disk
-        fails; what is staged is then kept.
+        fails; what is staged is then kept. BusyError where another run took OUT over.
         """
         if not self.published:
-            self._publish()
+            try:
+                self._publish()
+            except AdaptoolError:
+                self._lock.check()  # another run that took OUT over is what to report
+                raise
         self._publishing = True
         self._disk.fsync_directory(self.placement.home)
-        self._disk.rmtree(self.placement.partial)
+        self._remove()
         self._committed = True
 
     def _is_resumable(self, error: BaseException | None) -> bool:
@@ -199,8 +212,16 @@ class Staging:
             isinstance(error, _RESUMABLE) or not isinstance(error, Exception)
         )
 
+    def _remove(self) -> None:
+        """Remove the staging directory, but not that of a run that took the output over."""
+        self._disk.rmtree(self.placement.work)
+        if self._lock.is_held and not self.placement.left():
+            self._disk.rmtree(self.placement.partial)
+
     def _prepare(self) -> None:
-        settle(self.placement, self._disk)
+        if _is_ours(self.placement.partial):
+            take_over(self.placement, self._disk)
+            settle(self.placement, self._disk, self._lock.check)
         publication = self._lock.publication
         if publication is not None and publication.plan == self._plan:
             self.published = is_published(publication, self.placement)
@@ -224,23 +245,22 @@ class Staging:
 
     def _usable_journal(self) -> Journal | None:
         """The journal of this plan, where what it speaks of is there and ours."""
-        status = os.lstat(self.placement.partial)
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        if not _is_ours(self.placement.partial) or not _is_ours(self.placement.work):
             return None
         journal = read_journal(self.placement.journal)
         if journal is None or journal.plan != self._plan:
             return None
         publication = self._lock.publication
-        if publication is not None and not self.placement.in_place:
-            staged = self.placement.payload / publication.witness
-            if identity(staged) != publication.inode:
-                return None  # it was swapped: what is staged is the old output
+        payload, in_place = self.placement.payload, self.placement.in_place
+        if publication is not None and not in_place and not holds(publication, payload):
+            return None  # it was swapped: what is staged is the old output
         return journal if self.placement.payload.is_dir() else None
 
     def _start(self) -> None:
-        self._disk.rmtree(self.placement.partial)
         self._lock.record(None)
+        self._disk.rmtree(self.placement.partial)
         self._disk.mkdir(self.placement.partial)
+        self._disk.mkdir(self.placement.work)
         self._disk.mkdir(self.placement.payload)
         self.done = {}
         self._write_journal()
@@ -252,6 +272,7 @@ class Staging:
         self._overwrite = True
 
     def _write_journal(self) -> None:
+        self._lock.check()
         write_journal(Journal(self._plan, self.done), self.placement.journal, self._disk)
 
     def _publish(self) -> None:
@@ -261,15 +282,12 @@ class Staging:
         files = {name: sink.size for name, sink in self._sinks.items()}
         moves = plan_moves(self.placement, files) if self.placement.in_place else None
         self._publishing = True
-        self._lock.record(self._publication(files, moves.order[-1] if moves else ""))
+        mark = mark_of(self.placement.payload, files)
+        self._lock.record(Publication(self._plan, mark, files))
         if moves is not None:
             journal = Journal(self._plan, self.done, moves)
             write_journal(journal, self.placement.journal, self._disk)
-        publish(self.placement, moves, self._disk)
-
-    def _publication(self, files: dict[str, int], witness: str) -> Publication:
-        staged = self.placement.staged / witness
-        return Publication(self._plan, witness, os.lstat(staged).st_ino, files)
+        publish(self.placement, moves, self._disk, self._lock.check)
 
     def _check_finished(self) -> None:
         if not self._sinks:
@@ -291,7 +309,17 @@ class Staging:
         }
         for folder in sorted(parents, key=lambda path: (-len(path.parts), path)):
             self._disk.fsync_directory(folder)
+        self._disk.fsync_directory(self.placement.work)
         self._disk.fsync_directory(self.placement.partial)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a directory lies there that this user made."""
+    try:
+        status = os.lstat(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
 
 
 def _started_over(partial: Path) -> Finding:

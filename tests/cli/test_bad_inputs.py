@@ -219,7 +219,8 @@ class Scene:
         assert self.merge(*given).code == 130
         disk.bury()
         self.monkeypatch.undo()
-        return self.home / ".out.adaptool-partial"
+        (work,) = (self.home / ".out.adaptool-partial").iterdir()
+        return work
 
 
 @dataclass(frozen=True)
