@@ -8,6 +8,19 @@ from adaptool.model.plan import LEAST_RETAINED, Plan
 from adaptool.model.results import MergeStats
 
 
+def rounded_away(stats: MergeStats) -> tuple[Finding, ...]:
+    """A warning where rounding to the output's dtype left less than half of all deltas.
+
+    Of weights that are stored in a base's own format `lost_deltas` speaks.
+    """
+    kept = stats.retained
+    if stats.recoded or kept is None or kept >= LEAST_RETAINED:
+        return ()
+    message = f"{kept:.1%} of the adapters' deltas survives rounding to the dtype of the output"
+    hint = "they are small beside the weights: --dtype float32 keeps them"
+    return (Finding(Code.DELTA_LOST, Severity.WARNING, message, hint=hint),)
+
+
 def lost_deltas(plan: Plan, stats: MergeStats) -> tuple[Finding, ...]:
     """A warning where a recoded weight kept less than half of its delta.
 

@@ -13,7 +13,7 @@ from typing import Any
 from adaptool.engine.arithmetic import check_device
 from adaptool.engine.besides import Besides
 from adaptool.engine.outlets import FileOutlet, Outlet
-from adaptool.engine.retention import lost_deltas
+from adaptool.engine.retention import lost_deltas, rounded_away
 from adaptool.engine.run import Outcome, Progress, run
 from adaptool.engine.tiles import TILE_ELEMENTS
 from adaptool.findings import Finding
@@ -102,6 +102,8 @@ def write_to(
         outcome = _fill(plan, stage, machine, progress, tile_elements, besides=besides)
         more = besides.finish(stage) if besides is not None else ()
         lost = lost_deltas(plan, outcome.stats)
+        if command == "merge":
+            lost += rounded_away(outcome.stats)
         outputs = _outputs(stage, plan, () if bare else plan.documents, more, checksum=checksum)
         made = receipt(command, plan, outputs, outcome.stats)
         if not bare:

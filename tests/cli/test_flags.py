@@ -249,6 +249,20 @@ def test_merge_json(adaptool: Adaptool, tmp_path: Path) -> None:
     assert {"bytes", "seconds", "device", "findings"} <= set(said)
 
 
+def test_merge_warns_where_rounding_leaves_little(adaptool: Adaptool, tmp_path: Path) -> None:
+    """A weak adapter vanishes between two numbers of bfloat16, and not in float32."""
+    weak = ("merge", "--json", "--weight", "0.0001", BASE, ADAPTER)
+    said = adaptool(*weak, tmp_path / "out")
+    assert said["stats"]["retained"] < 0.5
+    (found,) = (each for each in said["findings"] if each["code"] == "delta-lost")
+    assert found["severity"] == "warning"
+    assert "--dtype float32" in found["hint"]
+    said = adaptool(*weak, tmp_path / "wide", "--dtype", "float32")
+    assert "delta-lost" not in {each["code"] for each in said["findings"]}
+    said = adaptool("merge", "--json", BASE, ADAPTER, tmp_path / "strong")
+    assert "delta-lost" not in {each["code"] for each in said["findings"]}
+
+
 def test_merge_says_what_it_did(adaptool: Adaptool, tmp_path: Path) -> None:
     """People get one line."""
     out, _ = adaptool("merge", BASE, ADAPTER, tmp_path / "out", text=True)
