@@ -130,7 +130,7 @@ class _Running:
             if _ok(outcome, body):
                 outputs = self._outputs(step, work)
                 announced = self._saved(
-                    announced.having(replace(work, outputs=outputs, result=body))
+                    announced.having(replace(work, outputs=outputs, result=_timeless(body)))
                 )
         except AdaptoolError as error:
             return _result(step, StepStatus.FAILED, began, error=error), state
@@ -257,6 +257,11 @@ def _unwatched(title: str) -> AbstractContextManager[Progress | None]:
 def _ok(outcome: Result, body: Mapping[str, Any]) -> bool:
     """Whether a check said yes; True for what checks nothing."""
     return bool(getattr(outcome, "ok", body.get("ok", True)))
+
+
+def _timeless(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What a verb answered, without how long it took: the same work leaves the same state."""
+    return {name: value for name, value in body.items() if name != "seconds"}
 
 
 def _skipped(step: ReadyStep, before: Done) -> StepResult:

@@ -75,6 +75,7 @@ def test_run_json(adaptool: Adaptool, here: Path) -> None:
     assert [step["result"] for step in again["steps"]] == [slim["result"], validate["result"]]
     assert [step["seconds"] for step in again["steps"]] == [None, None]
     assert (here / "release.state.json").is_file()
+    assert "seconds" not in (here / "release.state.json").read_text()
 
 
 def test_run_quiet(adaptool: Adaptool, here: Path) -> None:
