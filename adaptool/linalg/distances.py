@@ -37,10 +37,13 @@ class Distance:
 def distance(one: Product, other: Product) -> Distance:
     """Compare (out, r) @ (r, in) with (out, s) @ (s, in), in float64; NaN where one is not finite.
 
-    The difference of equal finite factors is exactly 0.
+    The difference of equal finite factors is exactly 0, whatever ranks of zeros one of them has
+    besides.
     """
     import torch
 
+    if one[0].shape[1] != other[0].shape[1]:
+        one, other = _without_zeros(*one), _without_zeros(*other)
     first = norm_squared(*one)
     if all(torch.equal(mine, yours) for mine, yours in zip(one, other, strict=True)):
         return Distance(first, first, first, first - first)
@@ -49,6 +52,13 @@ def distance(one: Product, other: Product) -> Distance:
     if not apart > APART * (first + second):
         apart = norm_squared(*_difference(one, other))
     return Distance(common, first, second, apart)
+
+
+def _without_zeros(left: torch.Tensor, right: torch.Tensor) -> Product:
+    """The factors without ranks of zeros, which adapters padded to one rank have (MLX)."""
+    finite = left.isfinite().all(dim=0) & right.isfinite().all(dim=1)
+    empty = finite & ((left == 0).all(dim=0) | (right == 0).all(dim=1))
+    return left[:, ~empty], right[~empty]
 
 
 def norm_squared(left: torch.Tensor, right: torch.Tensor) -> float:

@@ -61,6 +61,18 @@ def test_equal_factors_differ_in_nothing() -> None:
     assert found.inner == found.first == found.second
 
 
+@pytest.mark.parametrize("zeros", ["left", "both"])
+def test_ranks_of_zeros_make_no_difference(zeros: str) -> None:
+    """One rank for all modules (MLX): the smaller ones are filled up, and nothing else."""
+    left, right = drawn(5, 40, 8, 50)
+    more, others = torch.zeros(40, 3, dtype=torch.float64), drawn(6, 40, 3, 50)[1]
+    padded = torch.cat([left, more], 1), torch.cat([right, others * (zeros == "left")])
+    for one, other in (((left, right), padded), (padded, (left, right))):
+        assert distance(one, other).difference == 0.0
+    lost = torch.cat([right, torch.full((3, 50), math.nan, dtype=torch.float64)])
+    assert math.isnan(distance((left, right), (padded[0], lost)).difference)
+
+
 @pytest.mark.parametrize("left_over", [1e-3, 1e-6, 1e-9, 0.0])
 def test_factors_that_cancel_have_the_norm_of_what_is_left(left_over: float) -> None:
     """[L, L] [R; (d - 1) R] is d L R, though its terms are those of L R."""
