@@ -19,6 +19,7 @@ from adaptool.model.reading import NOTHING_TOLD, Told
 from adaptool.model.values import ValueReader
 from adaptool.ops.artifact import open_artifact, require
 from adaptool.ops.base_reading import names_of
+from adaptool.ops.in_peft import passed_over
 from adaptool.ops.merge import Part, plan_merge
 from adaptool.ops.value_checks import (
     checkpoint_findings,
@@ -137,8 +138,9 @@ def _check_adapter(
     found.findings += of_base.findings
     if checkpoint is not None and adapter is not None:
         plan = found.attempt(lambda: _planned(checkpoint, files, adapter, told))
-    if plan is not None:
+    if plan is not None and adapter is not None and reading.base is not None:
         found.findings += plan.findings
+        found.findings += passed_over(files, adapter, reading.base)
     else:
         found.findings += files.findings if adapter is None else adapter.findings
     if values is not None:

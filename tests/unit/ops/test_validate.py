@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import plain_adapters
+import small_pairs
 from adaptool import api
 from adaptool.errors import Interrupted, UsageError
 from adaptool.findings import Code, Finding, Severity
@@ -28,6 +30,7 @@ from bad_adapters import (
 from bad_builders import BadFile
 from bad_checkpoints import CHECKPOINTS
 from bad_files import CONTAINER, KINDS
+from small_pairs import LLAMA, llama_base, save_base
 
 MODEL_FILES = [bad for bad in (*CONTAINER, *KINDS) if bad.exit == 3 and not bad.unprivileged]
 
@@ -256,3 +259,28 @@ def test_container_rows_become_findings(bad: BadFile, tmp_path: Path) -> None:
     result = api.validate(bad.build(tmp_path))
     assert not result.ok
     assert bad.code in [finding.code for finding in result.findings]
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("language_model.model.layers.0.self_attn.q_proj", [Code.PEFT_QUIRK]),
+        ("model.language_model.layers.0.self_attn.q_proj", []),
+    ],
+)
+def test_names_of_the_checkpoint_are_not_those_that_peft_looks_for(
+    module: str, expected: list[Code], tmp_path: Path
+) -> None:
+    """A merge takes both; PEFT, under transformers 5, selects nothing of the first."""
+    tensors = {f"language_model.{name}": value for name, value in llama_base().items()}
+    config = {
+        "model_type": "llava",
+        "architectures": ["LlavaForConditionalGeneration"],
+        "text_config": LLAMA,
+        "vision_config": {"model_type": "clip_vision_model"},
+    }
+    save_base(tmp_path / "base", tensors, config, "bfloat16")
+    adapter = plain_adapters.write(tmp_path / "a", {module: (small_pairs.HIDDEN,) * 2})
+    found = api.validate(adapter, base=tmp_path / "base")
+    assert [finding.code for finding in found.findings] == expected
+    assert found.ok
