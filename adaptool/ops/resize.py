@@ -6,6 +6,7 @@ Ranks are decided from the singular values; the factors are computed when they a
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -172,11 +173,20 @@ def _ranks(modules: Sequence[_Module], options: ResizeOptions, adapter: Adapter)
     return _shared(modules, bounded, max if rule in _PER_MODULE else min)
 
 
+_EXPERT = re.compile(r"(?:^|\.)experts\.\d+\.")
+
+
 def _shared(
     modules: Sequence[_Module], ranks: Sequence[int], choose: Callable[[list[int]], int]
 ) -> list[int]:
-    """One rank for modules that PEFT looks up by one name (in_proj and out_proj of attention)."""
-    names = [looked_up(module.delta) for module in modules]
+    """One rank for modules that PEFT looks up by one name (in_proj and out_proj of attention).
+
+    And one for all experts that stand one by one: PEFT stacks them, at the rank of the config.
+    """
+    names = [
+        "experts" if _EXPERT.search(module.delta.module) else looked_up(module.delta)
+        for module in modules
+    ]
     together: dict[str, list[int]] = {}
     for name, rank in zip(names, ranks, strict=True):
         together.setdefault(name, []).append(rank)
