@@ -17,8 +17,9 @@ import pytest
 import adaptool
 import gguf_files
 import plain_adapters as plain
-from adaptool.errors import InputError, MismatchError
+from adaptool.errors import InputError, InternalError, MismatchError
 from adaptool.findings import Code
+from adaptool.layouts import gguf_encode
 from adaptool.names.gguf_names import ARCHITECTURES, architecture_of, gguf_name, module_path
 from exact_numbers import drawn
 
@@ -324,3 +325,26 @@ def test_the_model_types_are_known() -> None:
     assert found.name == "gemma3"
     assert architecture_of({"model_type": "t5"}) is None
     assert architecture_of(None) is None
+
+
+@pytest.mark.parametrize("spoilt", ["alpha", "names"])
+def test_what_llama_cpp_would_read_otherwise_is_never_on_disk(
+    spoilt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong alpha, or a tensor of another projection, is found before the file is made."""
+    peft = plain.write(tmp_path / "a", plain.layered(plain.ATTENTION))
+    fields, name = gguf_encode._fields, gguf_encode.gguf_name
+
+    def other_alpha(*given: Any) -> dict[str, Any]:
+        return {**fields(*given), "adapter.lora.alpha": 3.0}
+
+    def other_name(architecture: Any, module: str) -> tuple[str, int | None] | None:
+        return name(architecture, module.replace("v_proj", "k_proj"))
+
+    if spoilt == "alpha":
+        monkeypatch.setattr(gguf_encode, "_fields", other_alpha)
+    else:
+        monkeypatch.setattr(gguf_encode, "gguf_name", other_name)
+    with pytest.raises((InternalError, MismatchError)):
+        _convert(peft, tmp_path / "x.gguf", "gguf", base=_model(tmp_path / "base"))
+    assert not (tmp_path / "x.gguf").exists()
