@@ -529,7 +529,7 @@ CONFIGS: tuple[BadAdapter, ...] = (
     ),
     _in_config(
         "C26",
-        0,
+        3,
         Code.TARGETS_FEWER_THAN_TENSORS,
         with_config(target_modules=["q_proj"]),
         field="target_modules",
@@ -539,9 +539,12 @@ CONFIGS: tuple[BadAdapter, ...] = (
         "C27",
         4,
         Code.TARGETS_ABSENT,
-        with_config(target_modules=["down_proj", "q_proj", "z_proj"]),
+        with_config(target_modules=["down_proj", "q_proj", "v_proj"]),
         field="target_modules",
-        says="'z_proj'",
+        says="'v_proj'",
+    ),
+    _one(
+        "C27-other-family", 0, None, with_config(target_modules=["down_proj", "q_proj", "z_proj"])
     ),
     _in_config("C28", 0, Code.FIELD_UNKNOWN, with_config(my_own=1), field="my_own"),
     *(

@@ -186,7 +186,7 @@ def config_types(config: Any) -> list[str]:
     return found
 
 
-def _config_for(kind: type[PreTrainedModel], config: Any) -> Any:
+def config_for(kind: type[PreTrainedModel], config: Any) -> Any:
     """The config or the sub-config that a class takes: Llama4TextModel takes the text config."""
     wanted = kind.config_class
     if wanted is None or isinstance(config, wanted):
@@ -225,7 +225,7 @@ def build(model_type: str, name: str) -> PreTrainedModel:
         try:
             with torch.device("meta"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return kind(_config_for(kind, config))
+                return kind(config_for(kind, config))
         except Exception as error:  # noqa: BLE001 - the next config may do
             failure = failure or error
     assert failure is not None

@@ -14,7 +14,7 @@ from typing import Self
 
 from adaptool.errands import Errands
 from adaptool.model.plan import Plan, Row
-from adaptool.store.source import Source, Visiting, visited
+from adaptool.store.source import Visiting, visited
 
 Visits = tuple[Visiting, ...]
 
@@ -44,11 +44,8 @@ def stretches(plan: Plan, *, hands_over: bool = False) -> tuple[Stretch, ...]:
 
 def _needs(row: Row, known: dict[int, Visits]) -> Visits:
     """What must be here for this row."""
-    computed = row.computed
-    sources: list[Source] = [row.source.source, computed.source.source]
-    sources += [blend.value.source for blend in computed.blends]
     found: dict[int, Visiting] = {}
-    for source in sources:
+    for source in row.sources():
         if id(source) not in known:
             known[id(source)] = tuple(visited(source))
         found.update({id(each): each for each in known[id(source)]})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from adaptool.store.documents import encode_json
 from adaptool.store.local import LocalSource
 from adaptool.store.own_files import RECEIPT, SUMS
 from adaptool.store.sink import FileSink
-from adaptool.store.source import Source, check_unchanged
+from adaptool.store.source import check_unchanged
 from adaptool.store.stage import Stage
 from adaptool.store.staging import Staging
 
@@ -134,18 +134,9 @@ def _outputs(
 
 def _check_unchanged(plan: Plan) -> None:
     """IntegrityError where an input changed while it was read, base or adapter."""
-    for source in {id(source): source for source in _sources(plan)}.values():
+    read = (source for row in plan.rows for source in row.sources())
+    for source in {id(source): source for source in read}.values():
         check_unchanged(source)
-
-
-def _sources(plan: Plan) -> Iterator[Source]:
-    for planned in plan.rows:
-        yield planned.source.source
-        row = planned.computed
-        yield row.source.source
-        yield from (blend.value.source for blend in row.blends)
-        for piece in row.pieces:
-            yield from (ref.source for ref in piece.delta.roles.values())
 
 
 def _fill(

@@ -20,7 +20,7 @@ from adaptool.layouts.peft_encode import encode, losses
 from adaptool.layouts.peft_keys import PREFIX, sort_keys
 from adaptool.layouts.peft_modules import ModuleNames, pattern_name
 from adaptool.layouts.peft_refusals import is_unmergeable, refuse_unsupported
-from adaptool.layouts.peft_review import review
+from adaptool.layouts.peft_review import keeps_ties, review, unselected
 from adaptool.model.adapter import UNKNOWN_SCALE, Adapter, Delta
 from adaptool.model.reading import AS_IT_STANDS, Reading, is_allowed
 from adaptool.store.adapter_files import AdapterFiles
@@ -60,6 +60,13 @@ def decode(files: AdapterFiles, reading: Reading = AS_IT_STANDS) -> Adapter:
     if errors:
         raise gathered([_placed(error, files) for error in errors])
     dropped = [ref for ref in found.leftover if is_allowed(ref.name, reading.allow_drop)]
+    strangers = [
+        delta
+        for delta in unselected(config, deltas)
+        if all(is_allowed(ref.name, reading.allow_drop) for ref in delta.roles.values())
+    ]
+    deltas = [delta for delta in deltas if delta not in strangers]
+    dropped += [ref for delta in strangers for ref in delta.roles.values()]
     adapter = Adapter(
         name=files.name,
         layout="peft",
@@ -72,7 +79,7 @@ def decode(files: AdapterFiles, reading: Reading = AS_IT_STANDS) -> Adapter:
         findings=(*findings, *names.findings(), *_unused_notes(found.unused)),
         base=_text(config.get("base_model_name_or_path")),
         layer_replication=_replication(config),
-        keeps_ties=bool(config.get("ensure_weight_tying")),
+        keeps_ties=keeps_ties(config),
         fan_in_fan_out=config.get("fan_in_fan_out"),
         changed_base=changed_base(config),
     )

@@ -155,7 +155,7 @@ def check_config(config: Mapping[str, Any], file: str) -> tuple[Finding, ...]:
     a tuner that no weight can hold, or an alpha of 0.
     """
     errors: list[AdaptoolError] = []
-    for check in (_peft_type, _rank, _alpha, _booleans, _targets, _tables, _others):
+    for check in (_peft_type, _rank, _alpha, _booleans, _targets, _layers, _tables, _others):
         try:
             check(config)
         except AdaptoolError as error:
@@ -264,8 +264,16 @@ def _targets(config: Mapping[str, Any]) -> None:
     if unresolved and config.get("peft_type") == "LORA" and not config.get("target_parameters"):
         raise _refuse("target_modules", None, "a string or a list of strings")
     # PEFT puts these into an expression, so they must be safe as one.
-    for name in config.get("modules_to_save") or ():
-        check_expression(name, field="modules_to_save")
+    for field in ("modules_to_save", "layers_pattern"):
+        for name in config.get(field) or ():
+            check_expression(name, field=field)
+
+
+def _layers(config: Mapping[str, Any]) -> None:
+    layers = config.get("layers_to_transform")
+    listed = layers if isinstance(layers, list) else [layers]
+    if layers is not None and not all(type(index) is int for index in listed):
+        raise _refuse("layers_to_transform", layers, "a layer's number or a list of them")
 
 
 def _names(value: object, field: str) -> None:

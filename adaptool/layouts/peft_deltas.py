@@ -17,6 +17,7 @@ from adaptool.store.tensors import TensorRef
 from adaptool.tuners import tuners
 
 # Initialisations that changed the base's weights before training began.
+_EMBEDDING_ROLES = {"embedding_A", "embedding_B"}
 _CHANGING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
@@ -122,7 +123,8 @@ def _tuner_of(
     peft_type = str(config["peft_type"])
     init = changed_base(config)
     special = {tuner.DECLARATION.init for tuner in tuners().values()}
-    wanted = init if init in special else ""
+    # PEFT knows no such beginning for an embedding: its factors are a plain LoRA's.
+    wanted = init if init in special and not own & _EMBEDDING_ROLES else ""
     fitting = [
         (bool(declared.switch), len(declared.required), name)
         for name, declared in ((name, tuner.DECLARATION) for name, tuner in tuners().items())
@@ -145,6 +147,8 @@ def token_rows(config: Mapping[str, Any], tokens: Mapping[str, TensorRef]) -> li
     found = []
     for module, ref in tokens.items():
         rows = _indices_of(indices, module)
+        if rows is None and isinstance(indices, Mapping) and len(indices) == 1:
+            rows = list(next(iter(indices.values())))  # a tied module's copy of them
         if rows is None or len(ref.shape) != 2 or len(rows) != ref.shape[0]:
             count = "no" if rows is None else str(len(rows))
             message = f"{ref.shape[0]} trained rows, the config names {count} token indices"

@@ -1,17 +1,19 @@
 """What config and tensors of a PEFT adapter say about each other.
 
-The tensors decide which modules are hit; the config is checked against them, never obeyed.
+Both must say the same: a tensor of a module that the config does not select is loaded by nobody.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from adaptool.errors import AdaptoolError, InputError, gathered
 from adaptool.findings import Code, Finding, Severity
-from adaptool.model.adapter import Adapter, Replaced
+from adaptool.model.adapter import Adapter, Delta, Replaced
+from adaptool.names.selection import ALL_LINEAR, Selection
 from adaptool.store.adapter_files import AdapterFiles
 
 # PEFT lists both for classification tasks; a model has one of them.
@@ -149,44 +151,70 @@ def _bias_notes(adapter: Adapter, files: AdapterFiles) -> Iterator[Finding]:
         )
 
 
-def target_names(config: Any) -> tuple[str, ...]:  # noqa: ANN401 - a JSON value
-    """`target_modules` where it is a list of names; a regular expression names none."""
+def unselected(config: Mapping[str, Any], deltas: Sequence[Delta]) -> tuple[Delta, ...]:
+    """Deltas of modules that the config does not select: PEFT would leave them out.
+
+    None where the config does not tell: all linear layers, or single parameters, are targeted.
+    """
     targets = config.get("target_modules")
-    return tuple(targets) if isinstance(targets, list) else ()
+    if not targets or targets == ALL_LINEAR or config.get("target_parameters"):
+        return ()
+    selection = Selection.of(config)
+    return tuple(
+        delta
+        for delta in deltas
+        if not any(selection.takes(module) for module in _owners(delta))
+        and not (config.get("ensure_weight_tying") and not _IN_A_LAYER.search(delta.parameter))
+    )
+
+
+# PEFT takes an end of tied weights out of the targets and still writes its factors.
+_IN_A_LAYER = re.compile(r"\.\d+\.")
+
+
+def keeps_ties(config: Mapping[str, Any]) -> bool:
+    """Whether PEFT ties its adapters: where it is asked to, and of modules of two names only."""
+    if not config.get("ensure_weight_tying"):
+        return False
+    targets = config.get("target_modules")
+    if isinstance(targets, str) and any(re.fullmatch(targets, name) for name in EMBEDDINGS):
+        return True
+    names = [*(config.get("modules_to_save") or ())]
+    names += targets if isinstance(targets, list) else []
+    return any(name.rpartition(".")[2] in EMBEDDINGS for name in names)
+
+
+def _owners(delta: Delta) -> tuple[str, str]:
+    """The delta's module, and the one that was wrapped with it inside (nn.MultiheadAttention)."""
+    return delta.parameter.rpartition(".")[0], delta.module.partition(".base_layer")[0]
 
 
 def _target_notes(adapter: Adapter, files: AdapterFiles) -> Iterator[Finding]:
-    names = target_names(adapter.config)
-    if not names or adapter.config.get("target_parameters"):
-        return
-    suffixes = tuple(f".{name}" for name in names)
-    orphans = [
-        delta.module
-        for delta in adapter.deltas
-        if not f".{delta.parameter.rpartition('.')[0]}".endswith(suffixes)
-    ]
-    if orphans:
-        message = f"{len(orphans)} modules have tensors but are not in target_modules; all are used"
+    strangers = unselected(adapter.config, adapter.deltas)
+    if strangers:
         yield Finding(
             Code.TARGETS_FEWER_THAN_TENSORS,
             Severity.WARNING,
-            message,
+            f"{len(strangers)} modules have tensors that PEFT leaves out: no field selects them",
             file=files.config_file,
-            tensor=orphans[0],
+            tensor=strangers[0].module,
             field="target_modules",
         )
 
 
-def absent_targets(adapter: Adapter) -> tuple[str, ...]:
-    """Names in `target_modules` that no tensor of the adapter belongs to."""
+def absent_targets(adapter: Adapter, modules: Iterable[str]) -> tuple[str, ...]:
+    """Names in `target_modules` that no tensor belongs to, though they select a base's module."""
+    targets = adapter.config.get("target_modules")
+    names = targets if isinstance(targets, list) else []
     changed = [delta.parameter for delta in adapter.deltas]
     changed += [item.parameter for item in adapter.replaced if item.tuner]
-    modules = {f".{parameter.rpartition('.')[0]}" for parameter in changed}
-    return tuple(
-        name
-        for name in target_names(adapter.config)
-        if not any(module.endswith(f".{name}") for module in modules)
-    )
+    held = {f".{parameter.rpartition('.')[0]}" for parameter in changed}
+    untrained = [name for name in names if not any(path.endswith(f".{name}") for path in held)]
+    if not untrained or adapter.config.get("target_parameters"):
+        return ()
+    selection, every = Selection.of(adapter.config), tuple(modules)
+    alone = {name: replace(selection, targets=frozenset({name})) for name in untrained}
+    return tuple(name for name, one in alone.items() if any(one.takes(each) for each in every))
 
 
 def _rank_notes(adapter: Adapter) -> Iterator[Finding]:

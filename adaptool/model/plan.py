@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -20,6 +20,7 @@ from adaptool.model.adapter import Delta
 from adaptool.model.options import Precision
 from adaptool.model.quantizer import Packed
 from adaptool.model.view import View
+from adaptool.store.source import Source
 from adaptool.store.tensors import TensorRef
 
 LEAST_RETAINED = 0.5
@@ -104,6 +105,18 @@ class Row:
     def is_touched(self) -> bool:
         """Whether an adapter changes it."""
         return bool(self.pieces or self.blends or self.replaced or self.recoded)
+
+    def sources(self) -> Iterator[Source]:
+        """Everything that is read to make it: the base, what replaces it, and the deltas' factors.
+
+        A factor may be a tensor of the base too.
+        """
+        yield self.source.source
+        row = self.computed
+        yield row.source.source
+        yield from (blend.value.source for blend in row.blends)
+        for piece in row.pieces:
+            yield from (ref.source for ref in piece.delta.roles.values())
 
     @property
     def computed(self) -> Row:

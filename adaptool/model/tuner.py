@@ -44,7 +44,8 @@ class Declaration:
     `proportional` are roles of which a module has one: twice its numbers are twice the scaling.
 
     `init` is the `init_lora_weights`, `switch` the config field, that makes its update another
-    one than the plain tuner's.
+    one than the plain tuner's. `cuts_base`: training began by taking a part out of the base's
+    tensor itself, under every name that it has.
     """
 
     title: str
@@ -56,6 +57,7 @@ class Declaration:
     invertible: str
     init: str = ""
     switch: str = ""
+    cuts_base: bool = False
     shared: Mapping[str, str] = field(default_factory=dict)
     indices: frozenset[str] = frozenset()
     frozen: frozenset[str] = frozenset()

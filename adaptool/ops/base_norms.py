@@ -54,9 +54,7 @@ def with_deltas(base: Checkpoint, summands: Sequence[tuple[Adapter, float]]) -> 
     ranges = next((adapter.layer_replication for adapter, _ in summands), ())
     if ranges:
         drafts = replication.replicated(drafts, ranges)
-    pair = ties.tied_pair(drafts, base.config)
-    if pair is not None:
-        ties.add_head(drafts, pair)
+    ties.add_absent(drafts, ties.find(drafts, base.config))
     permissions = Permissions(skip_unmatched=True, allow_drop=())
     for place, (adapter, weight) in enumerate(summands):
         Contribution(

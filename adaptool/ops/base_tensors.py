@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 
@@ -11,7 +10,7 @@ from adaptool.findings import Code
 from adaptool.model.adapter import Adapter, Replaced
 from adaptool.model.derived import reshaped, taken, transposed
 from adaptool.model.view import View
-from adaptool.names.families import TIES, head_count, key_value_heads, model_types
+from adaptool.names.families import head_count, key_value_heads, model_types
 from adaptool.names.resolver import Resolution, Resolver
 from adaptool.ops.base_norms import with_deltas
 from adaptool.ops.replacing import views_of
@@ -40,20 +39,10 @@ class BaseTensors:
         None where the base has none. MismatchError where it is stored in a way that cannot be
         brought into the adapter's form.
         """
-        for name in (item.parameter, *self._others(item.parameter)):
-            found = self._resolver.resolve(
-                name, lambda tensor: self._base.shapes[tensor] == item.value.shape
-            )
-            if found is not None:
-                return self._taken(item, found)
-        return None
-
-    def _others(self, parameter: str) -> Iterator[str]:
-        """Names of the same tensor: a head's bias, which checkpoints hold once."""
-        for kind in self._base.model_types:
-            for tied, original in TIES[kind].bias if kind in TIES else ():
-                if f".{parameter}".endswith(f".{tied}"):
-                    yield parameter.removesuffix(tied) + original
+        found = self._resolver.resolve(
+            item.parameter, lambda tensor: self._base.shapes[tensor] == item.value.shape
+        )
+        return None if found is None else self._taken(item, found)
 
     def _taken(self, item: Replaced, found: Resolution) -> TensorRef:
         placement = found.placements[0]

@@ -236,7 +236,6 @@ class Contribution:
 
     def _blend(self, draft: Draft, item: Replaced) -> None:
         value = item.value
-        draft.saved = draft.saved or item.saved_module
         self._open_to_others(draft, value)
         if item.rows is not None:
             self._blend_rows(draft, item)

@@ -18,8 +18,7 @@ class Draft:
 
     `file` is the base shard it lies in, None for a tensor the base lacks; `dtype` is what will be
     written. `replaced_by` is the adapter whose own tensor `source` became; the base's is then
-    `original`. `virtual` marks the second side of tied weights that the base does not store;
-    `saved` a tensor that a module trained on its own brought, in place of a mere copy. `stored`: a
+    `original`. `virtual` marks a name of tied weights that the base does not store. `stored`: a
     part of a packed weight, whose dtype is the scheme's; `recoded`: one that is made anew.
     """
 
@@ -33,7 +32,6 @@ class Draft:
     replaced_by: int | None = None
     original: TensorRef | None = None
     virtual: bool = False
-    saved: bool = False
     stored: bool = False
     recoded: Recoded | None = None
 
@@ -64,6 +62,28 @@ class Draft:
         """Take the base's tensor again."""
         if self.original is not None:
             self.source, self.replaced_by, self.original = self.original, None, None
+
+    def take_source(self, other: Draft) -> None:
+        """The whole tensor of another name, replaced or not."""
+        self.source, self.replaced_by, self.original = (
+            other.source,
+            other.replaced_by,
+            other.original,
+        )
+
+    def take_changes(self, other: Draft) -> None:
+        """Add what another name of the tensor has and this one has not."""
+        if other.pieces:
+            self.see_as(other.fold)
+        self.pieces += [piece for piece in other.pieces if piece not in self.pieces]
+        self.blends += [blend for blend in other.blends if blend not in self.blends]
+
+    def brought(self) -> set[str]:
+        """Names of the adapters' tensors that it is made of."""
+        refs = [ref for piece in self.pieces for ref in piece.delta.roles.values()]
+        refs += [blend.value for blend in self.blends]
+        refs += [self.source] if self.replaced_by is not None else []
+        return {ref.name for ref in refs}
 
     def share(self) -> None:
         """A second adapter mixes in: the first one's tensor becomes a blend as well."""

@@ -9,7 +9,6 @@ from typing import Any
 from adaptool.errors import AdaptoolError, MismatchError, gathered
 from adaptool.findings import Code
 from adaptool.model.reading import is_allowed
-from adaptool.names.families import TIES, model_types
 from adaptool.names.model_names import ModelNames
 from adaptool.ops import ties
 from adaptool.ops.drafts import Draft
@@ -97,22 +96,10 @@ def _shared(tied: Mapping[str, str], side: ModuleTensors) -> dict[str, list[str]
 def _tied(side: ModuleTensors, config: Mapping[str, Any] | None) -> dict[str, str]:
     """By name: the stored parameter that it is another name of."""
     drafts = {name: Draft(name, ref, None, ref.dtype) for name, ref in side.tensors.items()}
-    pair = ties.tied_pair(drafts, config)
     found: dict[str, str] = {}
-    if pair is not None and pair.embedding in side.tensors:
-        others = (_placed(side.names.module_name(pair.head), side), *pair.also)
-        found = dict.fromkeys(others, pair.embedding)
-    record = next((TIES[kind] for kind in model_types(config) if kind in TIES), None)
-    for name, original in record.bias if record is not None else ():
-        stored = next((each for each in side.tensors if f".{each}".endswith(f".{original}")), None)
-        if stored is not None:
-            found[stored.removesuffix(original) + name] = stored
+    for group in ties.find(drafts, config).groups:
+        found |= {name: group.first for name in group.names if name != group.first}
     return found
-
-
-def _placed(head: str, side: ModuleTensors) -> str:
-    """The head's own name where the checkpoint stores it under a longer one."""
-    return next((name for name in side.tensors if f".{name}".endswith(f".{head}")), head)
 
 
 def _one_sided(name: str, base: Checkpoint, tuned: Checkpoint, *, in_base: bool) -> AdaptoolError:

@@ -323,8 +323,8 @@ def _checkpoint_summary(
 
 def _tied(checkpoint: Checkpoint) -> tuple[tuple[str, ...], ...]:
     files = [(name, shard.file) for shard in checkpoint.shards for name in shard.header.tensors]
-    pair = ties.tied_pair(drafts_of(checkpoint.tensors, files), checkpoint.config)
-    return () if pair is None else ((pair.embedding, pair.head),)
+    found = ties.find(drafts_of(checkpoint.tensors, files), checkpoint.config)
+    return tuple(group.names for group in found.groups if len(group.stored) < len(group.names))
 
 
 def architecture_of(config: Mapping[str, Any] | None) -> str | None:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adaptool.dtypes import BY_TORCH_NAME
 from adaptool.errors import InputError, MismatchError
 from adaptool.findings import Code, Finding
-from adaptool.layouts.peft_review import absent_targets
-from adaptool.model.adapter import Adapter
+from adaptool.layouts.peft_review import absent_targets, unselected
+from adaptool.model.adapter import Adapter, Form
 from adaptool.model.options import MergeOptions, OutputDtype, QloraBase
 from adaptool.model.plan import LEAST_RETAINED, Document, Plan
-from adaptool.ops import qlora, quantized, replication, ties
+from adaptool.names.families import model_types
+from adaptool.names.renames import module_names
+from adaptool.ops import qlora, quantized, replication, ties, vocabulary
 from adaptool.ops.config_edits import classifier_edits, dtype_edits, edited
 from adaptool.ops.contributions import Contribution, Permissions
 from adaptool.ops.drafts import Drafts, drafts_of
 from adaptool.ops.provenance import inputs_of, recorded_options
 from adaptool.ops.seating import Seating, seat
+from adaptool.ops.tied_adapter import spread, spread_deltas
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.checkpoint import Checkpoint
 from adaptool.tuners import tuners
@@ -47,6 +50,7 @@ class _Making:
     edits: dict[str, Any] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     decisions: dict[str, Any] = field(default_factory=dict)
+    ties: ties.Ties = field(default_factory=ties.Ties)
 
 
 def plan_merge(
@@ -63,33 +67,29 @@ def plan_merge(
     making.findings += base.findings
     active = [(place, part) for place, part in enumerate(parts) if part.weight != 0.0]
     dequantized = options.qlora_base is QloraBase.DEQUANTIZED
-    if dequantized:
-        count = qlora.on_trained_weights(making.drafts, quantized=bool(opened.packed))
-        making.decisions["qlora_base"] = {"mode": "dequantized", "weights": count}
+    own = bool(active) and all(qlora.is_loftq(part.adapter) for _, part in active)
+    if dequantized and not own:
+        _dequantize(making, quantized=bool(opened.packed), own=own)
     for part in parts:
         making.findings += part.adapter.findings
         making.findings += qlora.notes(
             part.adapter, quantized=bool(opened.packed), dequantized=dequantized
         )
     _replicate(making, base, active)
-    pair = ties.tied_pair(making.drafts, base.config)
-    if pair is not None:
-        ties.add_head(making.drafts, pair)
+    making.ties = ties.find(making.drafts, base.config)
+    ties.add_absent(making.drafts, making.ties)
     for place, part in active:
-        _check_initial(part)
-        if part.initial is None:
-            _contribute(making, base, place, part, options)
-        else:
-            _contribute(making, base, place, _plain(part), options)
-            _contribute(making, base, place, _subtracted(part, *part.initial), options)
-    if pair is not None:
-        _settle_ties(making, pair, active, options)
+        _check_initial(part, dequantized=dequantized)
+        _contribute_whole(making, base, place, part, options)
+    if dequantized and own:
+        _dequantize(making, quantized=bool(opened.packed), own=own)
+    _settle_ties(making, options)
     making.drafts, closed = quantized.close_up(making.drafts, opened, base, options.quantized)
     if closed is not None:
         making.edits[quantized.FIELD] = closed.config
         making.findings += closed.findings
         making.decisions["quantized"] = dict(closed.decision)
-    _vocabulary(making, base)
+    making.edits |= vocabulary.follow(making.drafts, making.ties, base.config)
     _dtypes(making, base, options)
     seating = seat(making.drafts, base, options.max_shard_size)
     return Plan(
@@ -134,14 +134,42 @@ def _replicate(making: _Making, base: Checkpoint, active: Sequence[tuple[int, Pa
         making.decisions["layer_replication"] = [list(pair) for pair in ranges]
 
 
+def _dequantize(making: _Making, *, quantized: bool, own: bool) -> None:
+    """What training saw of the base; `own`: LoftQ quantized the adapter's own modules alone."""
+    drafts = making.drafts.values()
+    chosen = [draft for draft in drafts if (draft.pieces if own else qlora.is_linear(draft))]
+    qlora.on_trained_weights(chosen, quantized=quantized, loftq=own)
+    making.decisions["qlora_base"] = {"mode": "dequantized", "weights": len(chosen)}
+    shared = {name for group in making.ties.groups for name in group.names}
+    for draft in chosen if own else ():
+        if draft.name in shared:
+            message = "LoftQ rounded this tensor under every name that it has"
+            raise MismatchError(message, code=Code.TIED_WEIGHTS, tensor=draft.name)
+
+
+def _contribute_whole(
+    making: _Making, base: Checkpoint, place: int, part: Part, options: MergeOptions
+) -> None:
+    """An adapter, and what it began as taken away, under every name that the base's tensor has."""
+    if part.initial is None:
+        _contribute(making, base, place, part, options)
+        return
+    _contribute(making, base, place, _plain(part), options)
+    initial = _subtracted(part, *part.initial)
+    kinds = model_types(base.config)
+    taken = spread_deltas(initial.adapter, making.ties, making.drafts, kinds)
+    _contribute(making, base, place, replace(initial, adapter=taken), options)
+
+
 def _contribute(
     making: _Making, base: Checkpoint, place: int, part: Part, options: MergeOptions
 ) -> None:
     permissions = Permissions(options.skip_unmatched, options.allow_drop)
-    _check_targets(part, permissions)
+    _check_targets(part, base, permissions)
+    adapter = spread(part.adapter, making.ties, making.drafts, model_types(base.config))
     contribution = Contribution(
         place,
-        part.adapter,
+        adapter,
         part.weight,
         making.drafts,
         config=base.config,
@@ -156,10 +184,16 @@ def _contribute(
             making.decisions.setdefault(name, []).extend(sorted(set(entries)))
 
 
-def _check_initial(part: Part) -> None:
+def _check_initial(part: Part, *, dequantized: bool) -> None:
     """MismatchError where the adapter's base was changed before training and nobody says how."""
     init = part.adapter.changed_base
-    recomputed = all(tuners()[delta.tuner].DECLARATION.init for delta in part.adapter.deltas)
+    if init is not None and init.startswith("loftq"):
+        qlora.check_loftq(part.adapter, dequantized=dequantized, subtracted=bool(part.initial))
+        return
+    recomputed = all(
+        tuners()[delta.tuner].DECLARATION.init or delta.terms.form is Form.EMBEDDING
+        for delta in part.adapter.deltas
+    )
     if init is None or part.initial is not None or recomputed:
         return
     message = f"{init!r} changed the base before training; adding the delta would be wrong"
@@ -194,10 +228,22 @@ def _plain(part: Part) -> Part:
     return replace(part, adapter=replace(part.adapter, deltas=deltas))
 
 
-def _check_targets(part: Part, permissions: Permissions) -> None:
-    absent = absent_targets(part.adapter)
+def _check_targets(part: Part, base: Checkpoint, permissions: Permissions) -> None:
+    strangers = unselected(part.adapter.config, part.adapter.deltas)
+    if strangers and part.adapter.layout == "peft":
+        message = f"{len(strangers)} modules have tensors, but the config does not select them, so "
+        raise InputError(
+            message + "PEFT leaves them out",
+            code=Code.TARGETS_FEWER_THAN_TENSORS,
+            file=part.files.config_file,
+            tensor=strangers[0].module,
+            field="target_modules",
+            hint="name them in target_modules; merge --allow-drop PATTERN leaves them out too",
+        )
+    absent = absent_targets(part.adapter, _modules(base))
     if absent and not permissions.skip_unmatched:
-        message = f"names {', '.join(map(repr, absent[:3]))}, but no tensor belongs to it"
+        message = f"names {', '.join(map(repr, absent[:3]))}, which the base has, but no tensor "
+        message += "belongs to it"
         raise MismatchError(
             message,
             code=Code.TARGETS_ABSENT,
@@ -207,29 +253,25 @@ def _check_targets(part: Part, permissions: Permissions) -> None:
         )
 
 
-def _settle_ties(
-    making: _Making, pair: ties.TiedPair, active: Sequence[tuple[int, Part]], options: MergeOptions
-) -> None:
-    keeps = any(part.adapter.keeps_ties for _, part in active)
-    decided = ties.settle(making.drafts, pair, options.tie, adapter_keeps=keeps)
+def _modules(base: Checkpoint) -> Iterator[str]:
+    """Every module of the base with a weight, as transformers names it."""
+    kinds = model_types(base.config)
+    for tensor in base.tensors:
+        if tensor.endswith(".weight"):
+            names = module_names(kinds, tensor)
+            yield from (
+                name.rpartition(".")[0] for name in names if name != tensor or names[0] == tensor
+            )
+
+
+def _settle_ties(making: _Making, options: MergeOptions) -> None:
+    decided = ties.settle(making.drafts, making.ties, options.tie)
     making.edits |= decided.config
     making.findings += decided.findings
     if decided.unused:
         making.decisions.setdefault("dropped", []).extend(decided.unused)
     if decided.decision is not None:
         making.decisions["ties"] = decided.decision
-
-
-def _vocabulary(making: _Making, base: Checkpoint) -> None:
-    """A resized embedding changes the config's vocab_size."""
-    for name, draft in making.drafts.items():
-        original = base.tensors.get(name)
-        resized = original is not None and original.shape[:1] != draft.shape[:1]
-        if resized and draft.replaced_by is not None and f".{name}".endswith(_EMBEDDINGS):
-            making.edits["vocab_size"] = draft.shape[0]
-
-
-_EMBEDDINGS = tuple(f".{name}" for name in ties.EMBEDDINGS)
 
 
 def _dtypes(making: _Making, base: Checkpoint, options: MergeOptions) -> None:

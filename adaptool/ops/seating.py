@@ -142,9 +142,7 @@ def _index(
         if base.index is not None
         else {}
     )
-    sizes = {row.name: row.length for row in rows}
-    base_sizes = {name: ref.length for name, ref in base.tensors.items()}
-    if old.get("weight_map") == weight_map and sizes == base_sizes and "metadata" in old:
+    if old.get("weight_map") == weight_map and _is_right(old.get("metadata"), rows, base):
         return base.index_file, base.index
     if len(files) == 1 and files[0].rpartition("/")[2] in {f"{stem}.safetensors" for stem in STEMS}:
         return None, None
@@ -154,6 +152,15 @@ def _index(
         "weight_map": dict(sorted(weight_map.items())),
     }
     return name, json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+def _is_right(metadata: object, rows: Sequence[Row], base: Checkpoint) -> bool:
+    """Whether the base's index says what the output holds; a wrong size in it is not handed on."""
+    sizes = {row.name: row.length for row in rows}
+    if not isinstance(metadata, Mapping):
+        return False
+    same = sizes == {name: ref.length for name, ref in base.tensors.items()}
+    return same and metadata.get("total_size") in (None, sum(sizes.values()))
 
 
 def _index_metadata(old: object, rows: Sequence[Row]) -> Mapping[str, Any]:

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class RoundTripSource:
-    """The bytes of one weight after nf4 with double quantization and back.
+    """The bytes of one weight after nf4, with double quantization unless it is LoftQ's, and back.
 
     The scales' own scale is of the whole weight, so the whole weight is held while it is read.
     `mean_square_error` is of the round trip, known once something was read.
     """
 
-    def __init__(self, ref: TensorRef) -> None:
+    def __init__(self, ref: TensorRef, *, loftq: bool = False) -> None:
         """`ref` is the plain weight; nothing is read yet."""
-        self._ref = ref
+        self._ref, self._loftq = ref, loftq
         self._lock = threading.Lock()
         self._decoded: memoryview | None = None
         self.mean_square_error: float | None = None
@@ -58,7 +58,9 @@ class RoundTripSource:
         dtype: torch.dtype = getattr(torch, str(self._ref.dtype.torch))
         with torch.inference_mode():
             weight = raw.view(dtype).reshape(self._ref.shape)
-            decoded = quantize_dequantize(weight, quant_type="nf4", double_quant=True)
+            seen = weight.float() if self._loftq else weight  # PEFT's loftq_init rounds float32
+            double = not self._loftq
+            decoded = quantize_dequantize(seen, quant_type="nf4", double_quant=double).to(dtype)
             error = (decoded.float() - weight.float()).square_().mean(dtype=torch.float64)
             self.mean_square_error = float(error)
             return decoded.view(torch.uint8).reshape(-1).numpy().data
@@ -81,6 +83,7 @@ class RoundTripSource:
         self.forget()
 
 
-def round_trip(ref: TensorRef) -> TensorRef:
+def round_trip(ref: TensorRef, *, loftq: bool = False) -> TensorRef:
     """The weight after the round trip, as an ordinary tensor."""
-    return TensorRef(ref.name, ref.dtype, ref.shape, 0, ref.length, RoundTripSource(ref))
+    source = RoundTripSource(ref, loftq=loftq)
+    return TensorRef(ref.name, ref.dtype, ref.shape, 0, ref.length, source)

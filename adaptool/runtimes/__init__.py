@@ -14,7 +14,8 @@ from typing import Protocol, cast
 from adaptool.discovery import marked
 from adaptool.errors import UsageError
 from adaptool.findings import Code, Finding, Severity
-from adaptool.names.families import TIES, model_types
+from adaptool.names.families import NEVER_UNTIED, model_types
+from adaptool.names.tied import heads
 from adaptool.runtimes.rules import Candidate, Problem, Rule, Runtime, Verdict, finding, worded
 from adaptool.store.checkpoint import Checkpoint
 
@@ -63,11 +64,11 @@ def judged_checkpoint(target: Runtime, checkpoint: Checkpoint) -> Iterator[Findi
     """What is known of a model in `target`: whether its family can be loaded untied there."""
     config = checkpoint.config or {}
     kinds = model_types(config)
-    record = next((TIES[kind] for kind in kinds if kind in TIES), None)
-    head = f".{record.head}" if record is not None else ""
-    names = [name for name in checkpoint.tensors if head and f".{name}".endswith(head)]
+    tied_there = next((NEVER_UNTIED[kind] for kind in kinds if kind in NEVER_UNTIED), ())
+    endings = tuple(f".{name}" for name in heads(config))
+    names = [name for name in checkpoint.tensors if f".{name}".endswith(endings)]
     apart = config.get("tie_word_embeddings") is False and names
-    if record is not None and apart and target.title in record.runtimes:
+    if apart and target.title in tied_there:
         message = f"{kinds[0]} models are always tied there, this one has a head of its own"
         yield Finding(
             Code.TIE_RUNTIME,

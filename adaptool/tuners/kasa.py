@@ -38,6 +38,7 @@ DECLARATION = Declaration(
     mixes=frozenset({INPUTS, OUTPUTS}),
     workspace=8,
     switch="kasa_config",
+    cuts_base=True,
     proportional=plain.PROPORTIONAL,
 )
 

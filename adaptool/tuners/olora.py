@@ -35,6 +35,7 @@ DECLARATION = Declaration(
     invertible="no",
     mixes=frozenset({INPUTS, OUTPUTS}),
     init="olora",
+    cuts_base=True,
 )
 
 

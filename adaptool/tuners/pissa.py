@@ -38,6 +38,7 @@ DECLARATION = Declaration(
     mixes=frozenset({INPUTS, OUTPUTS}),
     workspace=2,
     init="pissa",
+    cuts_base=True,
     proportional=PROPORTIONAL,
 )
 

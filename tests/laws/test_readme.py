@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,7 +11,6 @@ import click
 import pytest
 
 from adaptool.cli.main import group
-from adaptool.names.families import TIES
 from adaptool.quantizers import quantizers
 from command_line import run
 
@@ -30,9 +30,10 @@ def test_every_storage_scheme_is_named() -> None:
     assert titles in " ".join(README.split())
 
 
-def test_number_of_tied_families_is_counted() -> None:
-    """The figure is the registry's."""
-    assert f"({len(TIES)} families)" in README
+def test_number_of_tied_classes_is_counted() -> None:
+    """The figure is the table's."""
+    table = json.loads((ROOT / "adaptool" / "names" / "ties.json").read_text())
+    assert f"{len(table['classes'])} model classes" in README
 
 
 def test_console_session_is_real(tmp_path: Path) -> None:

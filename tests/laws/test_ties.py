@@ -1,4 +1,4 @@
-"""Every family in the registry of ties: untied by a merge, it loads and means the same.
+"""Tied weights: a merged model answers as PEFT's adapted model, whatever shares a tensor.
 
 The truth is PEFT's adapted model, unmerged. PEFT's own merge changes both sides at once.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 from torch import nn
 from transformers.models.auto import modeling_auto
 
 import adaptool
-from adaptool.names.families import TIES, TieRecord
+import ties_from_transformers as generator
+from adaptool.names import tied
 from golden_cases import quietly, tensors_of, train
 
 # Under whatever name a config has it.
@@ -119,7 +122,22 @@ SEEING: Mapping[str, Mapping[str, Any]] = {
         "vision_config": {**SIGHT, "image_size": [8, 8], "patch_size": [4, 4]},
     },
 }
-LANGUAGE = {"gemma3": "gemma3_text", "paligemma": "gemma", "smolvlm": "llama", "internvl": "qwen2"}
+KINDS = sorted(
+    {
+        *("llama", "llama4_text", "mistral", "ministral", "mixtral", "qwen2", "qwen3", "phi"),
+        *("phi3", "phimoe", "granite", "granitemoe", "granitemoeshared", "smollm3", "olmo"),
+        *("olmo2", "olmo3", "olmoe", "starcoder2", "stablelm", "exaone4", "ernie4_5", "glm"),
+        *("glm4", "gpt_oss", "helium", "hunyuan_v1_dense", "lfm2", "minicpm3", "nemotron"),
+        *("persimmon", "seed_oss", "apertus", "arcee", "bitnet", "opt", "xglm", "falcon_h1"),
+        *("diffllama", "gemma", "gemma2", "gemma3_text", "cohere", "cohere2", "gpt2"),
+        *("gpt_bigcode", "mpt", "bloom", "falcon", "gpt_neox", "mamba", "mamba2"),
+        *("falcon_mamba", "openai-gpt", "ctrl", "rwkv", "whisper", "mt5", "umt5", "longt5"),
+        *("t5", "bart", "mbart", "pegasus", "m2m_100", "nllb-moe", "plbart", "blenderbot"),
+        *("bert", "ernie", "megatron-bert", "roberta", "xlm-roberta", "camembert", "mpnet"),
+        *("albert", "distilbert", "electra", "modernbert", "deberta", "deberta-v2", "convbert"),
+        *("esm", "squeezebert", "biogpt", "marian", *SEEING),
+    }
+)
 AUTO = (
     modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
@@ -134,14 +152,18 @@ def _class(kind: str) -> Any:
     return getattr(transformers, names if isinstance(names, str) else names[0])
 
 
-def _record(kind: str) -> TieRecord:
-    return TIES[LANGUAGE.get(kind, kind)]
+def _main_tie(kind: str) -> tuple[str, ...]:
+    """The input embedding and what copies it in the class that is built here."""
+    config = {"model_type": kind, "architectures": [_class(kind).__name__]}
+    family = tied.family_of({**config, "tie_word_embeddings": True})
+    assert family is not None
+    return next(tie.names for tie in family.ties if "bias" not in tie.names[0])
 
 
 def _sizes(kind: str) -> dict[str, Any]:
     if kind in SEEING:
         return {"tie_word_embeddings": True, **SEEING[kind]}
-    sizes = ENCODER_DECODER if _record(kind).also or kind == "whisper" else SIZES
+    sizes = ENCODER_DECODER if len(_main_tie(kind)) > 2 or kind == "whisper" else SIZES
     wanted = {**sizes, **OTHER_SIZES.get(kind, {})}
     return {key: value for key, value in wanted.items() if value is not None}
 
@@ -175,16 +197,20 @@ def _targets(kind: str, side: str) -> str:
 
     Where the two stacks have embeddings of their own, the shared one is only where they start from.
     """
-    record = _record(kind)
-    if side == "head":
-        name = "lm_head" if kind == "gpt_neox" else record.head.removesuffix(".weight")
-    else:
-        name = "embed_tokens" if record.also else record.embedding.removesuffix(".weight")
-    return rf"(.*\.)?{re.escape(name)}"
+    embedding, *others = (name.removesuffix(".weight") for name in _main_tie(kind))
+    heads = [name for name in others if "embed_tokens" not in name]
+    names = heads if side == "head" else [name for name in others if name not in heads]
+    return "|".join(re.escape(name) for name in names or [embedding])
+
+
+FAST = ["bart", "bert", "gpt2", "llama", "t5"]
 
 
 @pytest.mark.parametrize("side", ["head", "embedding"])
-@pytest.mark.parametrize("kind", sorted({*TIES, *SEEING}))
+@pytest.mark.parametrize(
+    "kind",
+    [*FAST, *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind not in FAST)],
+)
 def test_untied_family_answers_as_the_adapted_model(kind: str, side: str, tmp_path: Path) -> None:
     """One side's delta moves that side only, and transformers loads both."""
     base, adapter, out = tmp_path / "base", tmp_path / "adapter", tmp_path / "out"
@@ -203,4 +229,143 @@ def test_untied_family_answers_as_the_adapted_model(kind: str, side: str, tmp_pa
     torch.testing.assert_close(_answer(merged), truth, rtol=1e-5, atol=2e-5)
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
     assert "tied-weights" in [str(finding.code) for finding in result.findings]
-    assert _record(kind).head in tensors_of(out)
+
+
+# --- what the file holds, whatever its config says ------------------------------------------------
+
+
+@dataclass(frozen=True)
+class State:
+    """A base whose config says that it is tied or not, with the copies that its file holds."""
+
+    kind: str
+    flag: bool
+    file: str
+
+    def make(self, out: Path) -> None:
+        """`file`: only the first name ("one"), all names with its values, or with others."""
+        with quietly():
+            model = _tiny(self.kind)
+            model.save_pretrained(out)
+        first, *others = _main_tie(self.kind)
+        tensors = tensors_of(out)
+        for place, name in enumerate(others) if self.file != "one" else ():
+            torch.manual_seed(place)
+            noise = 0.3 * torch.randn_like(tensors[first]) if self.file == "different" else 0
+            tensors[name] = (tensors[first] + noise).clone()
+        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((out / "config.json").read_text())
+        (out / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": self.flag}))
+
+
+STATES = [
+    State(kind, flag, file)
+    for kind in ("llama", "t5", "bert", "gpt2")
+    for flag, file in (
+        (True, "one"),
+        (True, "equal"),
+        (True, "different"),
+        (False, "equal"),
+        (False, "different"),
+    )
+]
+INNER = {"llama": "q_proj", "t5": "q", "bert": "query", "gpt2": "c_attn"}
+
+
+def _adapters(kind: str) -> Mapping[str, Mapping[str, Any]]:
+    """PEFT's options by what of the tied names is trained."""
+    embedding, *others = (name.removesuffix(".weight") for name in _main_tie(kind))
+    head, inner = others[-1], INNER[kind]
+    return {
+        "nothing": {"target_modules": [inner]},
+        "embedding": {"target_modules": [inner, embedding]},
+        "head": {"target_modules": [inner, head]},
+        "both": {"target_modules": [inner, embedding, head]},
+        "saved embedding": {"target_modules": [inner], "modules_to_save": [embedding]},
+        "saved head": {"target_modules": [inner], "modules_to_save": [head]},
+        "rows": {"target_modules": [inner], "trainable_token_indices": {embedding: [5, 7, 30]}},
+        "asked to tie": {"target_modules": [inner, embedding], "ensure_weight_tying": True},
+        "saved, asked to tie": {
+            "target_modules": [inner],
+            "modules_to_save": [embedding],
+            "ensure_weight_tying": True,
+        },
+    }
+
+
+def _named(state: State) -> str:
+    return f"{state.kind}-{state.flag}-{state.file}"
+
+
+@pytest.mark.parametrize("state", STATES[:5], ids=_named)
+def test_every_state_answers_as_the_adapted_model(state: State, tmp_path: Path) -> None:
+    """Every kind of change on every state of a family, at --tie untie, keep and error."""
+    _check_state(state, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", STATES[5:], ids=_named)
+def test_every_state_of_other_families_answers_so(state: State, tmp_path: Path) -> None:
+    """The same for more names, other names, biases, and weights that are stored turned."""
+    _check_state(state, tmp_path)
+
+
+def _check_state(state: State, folder: Path) -> None:
+    base = folder / "base"
+    state.make(base)
+    for what, options in _adapters(state.kind).items():
+        adapter = folder / what.replace(" ", "_")
+        with quietly():
+            kind = _class(state.kind)
+            fan = state.kind == "gpt2"
+            config = LoraConfig(r=3, lora_alpha=6, fan_in_fan_out=fan, **options)
+            tuned = get_peft_model(kind.from_pretrained(base), config)
+            train(tuned)
+            tuned.save_pretrained(adapter)
+            adapted = PeftModel.from_pretrained(kind.from_pretrained(base), adapter).eval()
+            truth = _answer(adapted)
+            for tie in ("untie", "keep", "error"):
+                merged = _merged(base, adapter, folder / "out", tie)
+                if merged:
+                    answer = _answer(kind.from_pretrained(folder / "out").eval())
+                    torch.testing.assert_close(answer, truth, rtol=1e-5, atol=3e-5)
+            _check_no_merge(base, adapter, folder / "out")
+
+
+def _merged(base: Path, adapter: Path, out: Path, tie: str) -> bool:
+    """Whether it was merged as trained: --tie error and keep may refuse, and keep change both."""
+    try:
+        result = adaptool.merge(base, adapter, out, tie=tie, overwrite=True)
+    except adaptool.MismatchError as error:
+        assert (tie != "untie", str(error.code)) == (True, "tied-weights")  # noqa: PT017
+        return False
+    return not any("both sides" in finding.message for finding in result.findings)
+
+
+def _check_no_merge(base: Path, adapter: Path, out: Path) -> None:
+    """At weight 0 every tensor of the file is what it was."""
+    adaptool.merge(base, adapter, out, weight=0, overwrite=True)
+    before, after = tensors_of(base), tensors_of(out)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def test_the_table_is_of_the_installed_transformers() -> None:
+    """The fast part of the law below: some types of every kind, built anew."""
+    written = json.loads(generator.TABLE.read_text())
+    assert written["transformers"] == transformers.__version__
+    for kind in ("llama", "t5", "bert", "llava", "d_fine"):
+        made = json.loads(json.dumps(generator.table([kind])))
+        assert written["types"][kind] == made["types"][kind]
+        for name, body in made["classes"].items():
+            assert written["classes"][name] == body
+
+
+@pytest.mark.slow
+def test_the_table_is_what_the_generator_writes() -> None:
+    """ties.json is generated from the installed transformers and not edited."""
+    with quietly():
+        assert generator.TABLE.read_text() == generator.rendered(generator.table())
