@@ -67,6 +67,9 @@ _BLOOM = {
     "mlp.dense_h_to_4h": "ffn_up",
     "mlp.dense_4h_to_h": "ffn_down",
 }
+# A multimodal model keeps its language model, which is what llama.cpp adapts, one level deeper.
+_VLM_LAYERS = "model.language_model.layers"
+_VLM_EMBEDDING = "model.language_model.embed_tokens"
 _LAYER = re.compile(
     r"(?:model\.language_model\.|language_model\.model\.|language_model\.|model\.|transformer\.|)"
     r"(?:layers|h)\.(\d{1,6})\.(.+)"
@@ -114,8 +117,12 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             Architecture("gemma3", {**_ATTENTION, **_MLP}),
             Architecture("phi2", _PHI2),
             Architecture("phi3", _PHI3),
-            Architecture("qwen2vl", {**_ATTENTION, **_MLP}),
-            Architecture("qwen3vl", {**_ATTENTION, **_MLP}),
+            Architecture(
+                "qwen2vl", {**_ATTENTION, **_MLP}, layers=_VLM_LAYERS, embedding=_VLM_EMBEDDING
+            ),
+            Architecture(
+                "qwen3vl", {**_ATTENTION, **_MLP}, layers=_VLM_LAYERS, embedding=_VLM_EMBEDDING
+            ),
             Architecture("gpt2", _GPT2, layers="transformer.h", embedding="transformer.wte"),
             Architecture(
                 "bloom",
