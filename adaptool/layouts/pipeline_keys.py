@@ -53,13 +53,16 @@ class Stem:
     roles: Mapping[str, TensorRef] = field(default_factory=dict)
 
 
+_ALL_ENDINGS = tuple(ENDINGS)
 Split = Callable[[str], tuple[str, str] | None]
 """The layout's own part: a key without its ending -> (component, path); None where not its."""
 
 
 def ending_of(key: str) -> tuple[str, str] | None:
     """`a.b.lora_A.weight` -> (`a.b`, `down`); None where no ending is known."""
-    plain = _NAMED.sub(r".\1", key)
+    plain = _NAMED.sub(r".\1", key) if ".default" in key else key
+    if not plain.endswith(_ALL_ENDINGS):
+        return None
     for ending, role in ENDINGS.items():
         if plain.endswith(ending) and len(plain) > len(ending):
             path = plain.removesuffix(ending)

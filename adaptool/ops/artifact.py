@@ -76,11 +76,15 @@ def _named_adapters(path: Path, missing: UsageError) -> AdapterFiles:
 def _adapter_file(path: Path, opener: Opener) -> AdapterFiles | None:
     """The single file as an adapter, None where its keys are not an adapter's."""
     files = open_adapter(path, opener)
-    claimed = any(layout.sniff(files).claimed for layout in layouts().values())
-    if claimed or _is_adapter_like(files.tensors):
+    # Names that say so are asked first: whoever decodes the file asks every layout again.
+    if _is_adapter_like(files.tensors) or _is_claimed(files):
         return files
     files.close()
     return None
+
+
+def _is_claimed(files: AdapterFiles) -> bool:
+    return any(layout.sniff(files).claimed for layout in layouts().values())
 
 
 def _is_adapter_like(names: Iterable[str]) -> bool:

@@ -13,7 +13,9 @@ import pytest
 from adaptool import api
 from adaptool.errors import InputError, UsageError
 from adaptool.findings import Code, Severity
+from adaptool.layouts import Evidence, kohya
 from adaptool.model.results import AdapterSummary, CheckpointSummary, ModuleRow
+from adaptool.store.adapter_files import AdapterFiles
 from bad_adapters import (
     ALPHA,
     CONFIG,
@@ -352,3 +354,18 @@ def test_folder_of_named_adapters_names_them(tmp_path: Path) -> None:
         api.inspect(tmp_path)
     assert "style" in caught.value.message
     assert str(tmp_path / "style") in (caught.value.hint or "")
+
+
+def test_every_layout_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of an adapter say so: only who decodes the file asks all layouts, over every key."""
+    asked: list[str] = []
+    plain = kohya.sniff
+
+    def counted(files: AdapterFiles) -> Evidence:
+        asked.append(files.name)
+        return plain(files)
+
+    monkeypatch.setattr(kohya, "sniff", counted)
+    _, adapter = good_pair().write(tmp_path)
+    api.inspect(adapter / WEIGHTS)
+    assert len(asked) == 1
