@@ -91,12 +91,18 @@ def _modules(config: Mapping[str, Any], found: Held) -> dict[str, Any]:
         # PEFT refuses a pattern for layers where none are given.
         pattern = {"layers_pattern": None} if given.layer_patterns and not given.layers else {}
         return {name: config[name] for name in FIELDS if name in config} | pattern
-    others |= found.known.likely - found.modules
-    names = shortest(found.modules, others)
+    names = _names(found.modules, others, found)
     # No ending, not even the whole path, tells these apart: PEFT takes a path that goes on before.
     unwanted = sorted(path for path in others if any(each in names for each in endings(path)))
     limits = _no_limits(config) | ({"exclude_modules": unwanted} if unwanted else {})
     return {**limits, "target_modules": list(names)}
+
+
+def _names(
+    wanted: Collection[str], others: Collection[str], found: Held, least: int = 1
+) -> tuple[str, ...]:
+    """Endings where all modules of the base are known, else whole paths: a model may have more."""
+    return shortest(wanted, others, least) if found.known.complete else tuple(sorted(wanted))
 
 
 def _no_limits(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +110,7 @@ def _no_limits(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parameters(config: Mapping[str, Any], found: Held) -> dict[str, Any]:
-    """target_parameters: the given ones where they select what is there, else the last names."""
+    """target_parameters: the given ones where they select what is there, else their own."""
     if not found.parameters:
         return {"target_parameters": None} if config.get("target_parameters") else {}
     given = Selection.of(config)
@@ -114,12 +120,7 @@ def _parameters(config: Mapping[str, Any], found: Held) -> dict[str, Any]:
         map(given.takes_parameter, others)
     ):
         return {}
-    likely = {
-        f"{module}.{name.rpartition('.')[2]}"
-        for module in found.known.likely
-        for name in found.parameters
-    }
-    return {"target_parameters": list(shortest(found.parameters, others | likely, least=2))}
+    return {"target_parameters": list(_names(found.parameters, others, found, least=2))}
 
 
 def _saved(config: Mapping[str, Any], found: Held) -> dict[str, Any]:
@@ -140,8 +141,7 @@ def _saved(config: Mapping[str, Any], found: Held) -> dict[str, Any]:
     )
     if kept:
         return {}
-    others = found.known.reckoned - whole
-    return {"modules_to_save": [_ending(module, others) for module in sorted(found.saved)]}
+    return {"modules_to_save": [_ending(module, others, found) for module in sorted(found.saved)]}
 
 
 def _above(module: str) -> list[str]:
@@ -156,8 +156,10 @@ def _hides(saved: Sequence[str], modules: Collection[str]) -> bool:
     return not all(map(hiding.takes, modules))
 
 
-def _ending(module: str, others: Collection[str]) -> str:
+def _ending(module: str, others: Collection[str], found: Held) -> str:
     """The shortest name that saves the module alone: PEFT's rule knows no dots."""
+    if not found.known.complete:
+        return module
     return next(
         (name for name in endings(module) if not any(other.endswith(name) for other in others)),
         module,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adaptool.names.families import model_types
 from adaptool.names.renames import CheckpointNames, Placement, module_names
-from adaptool.names.selection import missing_layers, with_containers
+from adaptool.names.selection import with_containers
 
 if TYPE_CHECKING:
     from adaptool.model.reading import BaseNames
@@ -19,19 +19,13 @@ class BaseModules:
     """What is known of the modules of the model that an adapter is for.
 
     `modules` are those that hold numbers, and what holds these. `complete`: there are no others,
-    and `parameters` are theirs, each with the shape of the tensor it lies in. Else `parameters` are
-    not known, and `likely` are modules that must be reckoned with.
+    and `parameters` are theirs, each with the shape of the tensor it lies in. Else the model may
+    have others, and `parameters` are not known.
     """
 
     parameters: Mapping[str, tuple[int, ...]]
     modules: frozenset[str]
     complete: bool
-    likely: frozenset[str] = field(default=frozenset())
-
-    @property
-    def reckoned(self) -> frozenset[str]:
-        """The modules that are there or may be."""
-        return self.modules | self.likely
 
 
 def modules_of(parameters: Collection[str], base: BaseNames | None) -> BaseModules:
@@ -45,11 +39,7 @@ def modules_of(parameters: Collection[str], base: BaseNames | None) -> BaseModul
     bases = {name.rpartition(".")[0] for name in found}
     if own and own <= with_containers(bases):
         return BaseModules(found, frozenset(with_containers(bases | own)), complete=True)
-    modules = bases | own
-    likely = missing_layers(modules)
-    return BaseModules(
-        {}, frozenset(with_containers(modules)), complete=False, likely=frozenset(likely)
-    )
+    return BaseModules({}, frozenset(with_containers(bases | own)), complete=False)
 
 
 def _parameters(base: BaseNames, wanted: frozenset[str]) -> dict[str, tuple[int, ...]]:

@@ -132,63 +132,11 @@ def _shortest(path: str, taken: set[str], least: int) -> str:
     return path
 
 
-def missing_layers(paths: Iterable[str]) -> set[str]:
-    """Paths of the same modules in layers below those that `paths` name, where they lack them.
-
-    Who has a module in layer 5 has layers 0 to 4, and an ending would select it there as well.
-    Only one missing path for each shape of path is given: it stands for all.
-    """
-    shapes: dict[str, set[tuple[int, ...]]] = {}
-    most: dict[str, int] = {}
-    for path in paths:
-        parts = path.split(".")
-        numbers = []
-        marked = ["*" if _is_number(part) else part for part in parts]
-        for place, part in enumerate(parts):
-            if marked[place] == "*":
-                before = ".".join(marked[:place])
-                most[before] = max(most.get(before, 0), int(part))
-                numbers.append(int(part))
-        shape = ".".join(marked)
-        shapes.setdefault(shape, set()).add(tuple(numbers))
-    return {
-        missing
-        for shape, found in shapes.items()
-        if (missing := _missing(shape, found, most)) is not None
-    }
-
-
 def _is_number(part: str) -> bool:
     return part.isdecimal() and len(part) <= _MOST_DIGITS
 
 
 _MOST_DIGITS = 9
-
-
-def _missing(shape: str, found: set[tuple[int, ...]], most: Mapping[str, int]) -> str | None:
-    parts = shape.split(".")
-    places = [place for place, part in enumerate(parts) if part == "*"]
-    counts = [most[".".join(parts[:place])] + 1 for place in places]
-    wanted = 1
-    for count in counts:
-        wanted *= count
-    if len(found) == wanted:
-        return None
-    numbers = _first_absent(found, counts)
-    filled = dict(zip(places, map(str, numbers), strict=True))
-    return ".".join(filled.get(place, part) for place, part in enumerate(parts))
-
-
-def _first_absent(found: set[tuple[int, ...]], counts: Sequence[int]) -> tuple[int, ...]:
-    """The first tuple of indices below `counts` that `found` lacks; there is one."""
-    numbers = [0] * len(counts)
-    while tuple(numbers) in found:
-        place = len(counts) - 1
-        while numbers[place] + 1 == counts[place]:
-            numbers[place] = 0
-            place -= 1
-        numbers[place] += 1
-    return tuple(numbers)
 
 
 def with_containers(modules: Iterable[str]) -> set[str]:

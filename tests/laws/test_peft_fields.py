@@ -14,6 +14,7 @@ from adaptool.layouts.peft_encode import config_of
 from adaptool.layouts.peft_fields import LORA, Fate
 from adaptool.model.adapter import Adapter, Delta, Form, Replaced, Terms
 from adaptool.model.derived import constant
+from adaptool.model.reading import BaseNames
 from adaptool.names.selection import Selection
 
 WRITTEN_AS_READ = sorted(
@@ -102,24 +103,33 @@ def test_derived_field_does_not_survive_what_contradicts_it(field: str) -> None:
         assert not found.get(field) or found[field] == "none"
 
 
+LAYERS = [f"m.layers.{layer}.{name}" for layer in (0, 1) for name in ("q", "v", "to_out.0")]
+TENSORS = (*(f"{module}.weight" for module in LAYERS), "m.norm.weight", "m.v.to_out.weight")
+BASE = BaseNames(dict.fromkeys(TENSORS, (4, 4)), None)
+
+
+@pytest.mark.parametrize("base", [None, BASE], ids=["alone", "base"])
 @pytest.mark.parametrize(
     ("modules", "targets"),
     [
         (["m.layers.0.q", "m.layers.1.q"], ["q"]),
-        (["m.layers.1.q", "m.layers.1.v", "m.layers.0.v"], ["layers.1.q", "v"]),
-        (["m.0.attn.to_out.0", "m.1.attn.to_out.0", "m.0.ff.to_out", "m.1.ff.to_out"], None),
-        (["blocks.0.adaLN_modulation.0", "final.adaLN_modulation.1"], None),
+        (
+            ["m.layers.1.q", "m.layers.1.v", "m.layers.0.v"],
+            ["layers.0.v", "layers.1.q", "layers.1.v"],
+        ),
+        (["m.layers.0.to_out.0", "m.layers.1.to_out.0"], ["to_out.0"]),
+        (["m.v.to_out"], ["v.to_out"]),
     ],
 )
-def test_names_made_here_select_the_modules_alone(modules: list[str], targets: object) -> None:
-    """No layer that the adapter leaves alone, no module that only holds others."""
-    found = config_of(_adapter({}, deltas=tuple(map(_lora, modules))))
+def test_names_made_here_select_the_modules_alone(
+    modules: list[str], targets: list[str], base: BaseNames | None
+) -> None:
+    """Endings where the base's modules are known, also those that only hold others; else paths."""
+    found = config_of(_adapter({}, deltas=tuple(map(_lora, modules))), base=base)
     selection = Selection.of(found)
-    assert all(map(selection.takes, modules))
-    others = {"m.layers.0.q", "m.0.attn.to_out", "final.adaLN_modulation.0"} - set(modules)
-    assert not any(map(selection.takes, others))
-    if targets is not None:
-        assert found["target_modules"] == targets
+    every = {*LAYERS, "m.layers.0.to_out", "m.layers.1.to_out", "m.v", "m.v.to_out", "m.norm"}
+    assert {module for module in every if selection.takes(module)} == set(modules)
+    assert found["target_modules"] == (sorted(modules) if base is None else targets)
 
 
 def test_saved_modules_are_named_without_taking_others() -> None:
