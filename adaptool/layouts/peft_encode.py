@@ -246,22 +246,22 @@ def _shared(name: str, ref: TensorRef, share: float, delta: Delta | None) -> Wri
 
 
 def _replaced(adapter: Adapter, config: Mapping[str, Any], found: Held) -> Iterable[Written]:
+    depths = _depths(adapter, found)
     for item in adapter.replaced:
         own = item.value.name
         # Configs of other kinds are as they were read, and so are the keys beside their tensors.
         kept = config["peft_type"] != "LORA" and own.startswith(PREFIX)
-        name = own if kept else f"{PREFIX}{_replaced_key(item, adapter, found)}"
+        name = own if kept else f"{PREFIX}{_replaced_key(item, depths, found)}"
         yield Written(name, item.value, item.dtype or item.value.dtype)
 
 
-def _replaced_key(item: Replaced, adapter: Adapter, found: Held) -> str:
+def _replaced_key(item: Replaced, depths: Mapping[str, int], found: Held) -> str:
     """The parameter's path in the adapted model: wrapped modules hold theirs one deeper."""
     module = module_of(item)
     if item.rows is not None:
         return f"{module}.{TOKENS}"
     if module in found.rows:
         return f"{module}.token_adapter.base_layer.{item.parameter.rpartition('.')[2]}"
-    depths = _depths(adapter, found)
     path = ""
     for part in module.split("."):
         path = f"{path}.{part}" if path else part

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from adaptool.layouts.peft_modules import MHA_OUT, pattern_name
 from adaptool.model.adapter import Delta, Form
+from adaptool.names.selection import endings
 from adaptool.tuners import tuners
 
 
@@ -90,24 +91,21 @@ def _alpha(delta: Delta, rank: int, scaling: float, *, rslora: bool) -> float:
 def _patterns(
     ranks: Mapping[str, int], alphas: Mapping[str, float], alpha_field: str
 ) -> dict[str, Any]:
-    names = list(ranks)
+    ends = {ending for name in ranks for ending in endings(name) if ending != name}
     rank, alpha = _most(ranks.values()), _most(alphas.values())
     return {
         "r": rank,
         alpha_field: _number(alpha),
-        "rank_pattern": {
-            _key(name, names): found for name, found in ranks.items() if found != rank
-        },
+        "rank_pattern": {_key(name, ends): found for name, found in ranks.items() if found != rank},
         "alpha_pattern": {
-            _key(name, names): _number(found) for name, found in alphas.items() if found != alpha
+            _key(name, ends): _number(found) for name, found in alphas.items() if found != alpha
         },
     }
 
 
-def _key(name: str, names: Sequence[str]) -> str:
-    """The name, anchored where another module's name ends with it."""
-    shared = any(other.endswith(f".{name}") for other in names)
-    return f"^{name}" if shared else name
+def _key(name: str, ends: Collection[str]) -> str:
+    """The name, anchored where it is among the `ends` of other modules' names."""
+    return f"^{name}" if name in ends else name
 
 
 def _most(values: Iterable[Any]) -> Any:  # noqa: ANN401 - ranks or alphas

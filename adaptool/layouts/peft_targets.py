@@ -93,7 +93,8 @@ def _modules(config: Mapping[str, Any], found: Held) -> dict[str, Any]:
         return {name: config[name] for name in FIELDS if name in config} | pattern
     names = _names(found.modules, others, found)
     # No ending, not even the whole path, tells these apart: PEFT takes a path that goes on before.
-    unwanted = sorted(path for path in others if any(each in names for each in endings(path)))
+    chosen = frozenset(names)
+    unwanted = sorted(path for path in others if not chosen.isdisjoint(endings(path)))
     limits = _no_limits(config) | ({"exclude_modules": unwanted} if unwanted else {})
     return {**limits, "target_modules": list(names)}
 

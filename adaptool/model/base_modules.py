@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adaptool.names.families import model_types
-from adaptool.names.renames import CheckpointNames, Placement, module_names
+from adaptool.names.model_names import ModelNames
+from adaptool.names.renames import CheckpointNames, Placement
 from adaptool.names.selection import with_containers
 
 if TYPE_CHECKING:
@@ -43,24 +44,27 @@ def modules_of(parameters: Collection[str], base: BaseNames | None) -> BaseModul
 
 
 def _parameters(base: BaseNames, wanted: frozenset[str]) -> dict[str, tuple[int, ...]]:
-    kinds = model_types(base.config)
-    checkpoint = CheckpointNames(base.shapes, kinds)
+    """The shape of every parameter, under the adapter's name where it is another one."""
+    model = ModelNames(base.shapes, base.config)
+    checkpoint = CheckpointNames(base.shapes, model_types(base.config))
+    found = {name: _tensors(pieces) for name, pieces in model.parameters.items()}
+    others = {
+        name: tensors
+        for name in wanted - found.keys()
+        if (tensors := _tensors(checkpoint.placements(name)))
+    }
+    renamed = {tensor for tensors in others.values() for tensor in tensors}
+    kept = {
+        name: tensors
+        for name, tensors in found.items()
+        if name in wanted or not renamed.issuperset(tensors)
+    }
     return {
-        name: shape
-        for tensor, shape in base.shapes.items()
-        for name in _names(tensor, kinds, checkpoint, wanted)
+        name: base.shapes.get(tensors[0], ())
+        for name, tensors in (kept | others).items()
+        if tensors
     }
 
 
-def _names(
-    tensor: str, kinds: tuple[str, ...], checkpoint: CheckpointNames, wanted: frozenset[str]
-) -> tuple[str, ...]:
-    """The adapter's names where it has any, else the module's where the tensor is all of it."""
-    if tensor in wanted:
-        return (tensor,)
-    candidates = module_names(kinds, tensor)
-    own = tuple(name for name in candidates if name in wanted)
-    if own:
-        return own
-    whole = (Placement(tensor),)
-    return (next((name for name in candidates if checkpoint.placements(name) == whole), tensor),)
+def _tensors(pieces: Iterable[Placement]) -> tuple[str, ...]:
+    return tuple(piece.tensor for piece in pieces)
