@@ -23,7 +23,7 @@ from adaptool.store.claim import Claim, claim_at
 from adaptool.store.disk import Disk, Flock
 from adaptool.store.lock import OutputLock
 from adaptool.store.staging import Staging
-from faulty_disk import EXIT_STATUS, Fault, FaultPlan, FaultyDisk
+from faulty_disk import EXIT_STATUS, UNCOUNTED, Fault, FaultPlan, FaultyDisk
 
 Result = TypeVar("Result")
 NAMES = ("model-1.safetensors", "sub/model-2.safetensors", "config.json", "adaptool.json")
@@ -63,9 +63,10 @@ class Interrupted(FaultyDisk):
 
     def perform(self, operation: str, call: Callable[..., Result], *arguments: Any) -> Any:
         """Count, and let the others work at the chosen step."""
-        self.seen += operation != "statvfs"
-        if self.seen == self.at and operation != "statvfs":
-            self.meanwhile()
+        if operation not in UNCOUNTED:
+            self.seen += 1
+            if self.seen == self.at:
+                self.meanwhile()
         return super().perform(operation, call, *arguments)
 
 
