@@ -106,12 +106,14 @@ def _partial(adapter: Adapter, foreign: Sequence[Delta]) -> Iterator[Loss]:
 def encode(adapter: Adapter, destination: Destination) -> Encoded:
     """Keys as PEFT saves them; patterns where ranks or scales differ.
 
-    MismatchError where `bake` asks for a scale of 1 that the kind of adapter cannot have.
+    MismatchError where `bake` asks for a scale of 1 that the kind of adapter cannot have, and for
+    a LoRA that wraps no module.
     """
     adapter = _local(adapter)
     found = held(adapter, destination.base)
     scales = _scales(adapter, bake=destination.bake)
     config = _config(adapter, found, scales)
+    _check_wraps(adapter, found)
     tensors = [*_factors(adapter, scales), *_replaced(adapter, config, found)]
     if config.get("lora_bias") and _kind(adapter) == "LORA":
         tensors += _zero_biases(adapter, found)
@@ -120,6 +122,20 @@ def encode(adapter: Adapter, destination: Destination) -> Encoded:
         return in_safetensors(destination.file, tensors, {METADATA_KEYS[0]: text, "format": "pt"})
     document = Document(CONFIG_FILE, content=encode_json(config))
     return in_safetensors(WEIGHTS_FILE, tensors, {"format": "pt"}, (document,))
+
+
+def _check_wraps(adapter: Adapter, found: Held) -> None:
+    """MismatchError for whole tensors and token rows alone: PEFT loads no such LoRA."""
+    if _kind(adapter) != "LORA" or found.modules or found.parameters or adapter.deltas:
+        return
+    message = "PEFT loads no LoRA without factors, and there are whole tensors or token rows only"
+    raise MismatchError(
+        message,
+        code=Code.LAYOUT_CANNOT_HOLD,
+        file=adapter.name,
+        field="target_modules",
+        hint="adaptool merge holds them",
+    )
 
 
 def _local(adapter: Adapter) -> Adapter:

@@ -49,3 +49,20 @@ def test_what_was_found_stays_mended(name: str, tmp_path: Path) -> None:
     with quiet():
         outcome = judge(Case(1, architecture, False, "one file", operation), tmp_path, (adapter,))
     assert outcome.outcome == "agreed", outcome
+
+
+def test_a_lora_without_factors_is_refused(tmp_path: Path) -> None:
+    """Token rows alone are no LoRA: PEFT raises where nothing is to be wrapped."""
+    rows = Trained(
+        "TRAINABLE_TOKENS", {"token_indices": [5], "target_modules": ["embed_tokens"]}, 4, {}
+    )
+    case = Case(
+        1,
+        "llama",
+        False,
+        "one file",
+        Operation("combine", {**HALF, "weights": [1.0], "base": False}),
+    )
+    with quiet():
+        outcome = judge(case, tmp_path, (rows,))
+    assert (outcome.outcome, outcome.code) == ("refused", "layout-cannot-hold"), outcome

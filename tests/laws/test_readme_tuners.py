@@ -47,7 +47,7 @@ def row(name: str) -> tuple[str, ...]:
         _unmerged(declared, tuner),
         _resized(name, declared),
         summed,
-        BY_INITIAL if declared.init else summed,
+        BY_INITIAL if declared.init else "yes" if isinstance(tuner, Carrying) else summed,
     )
 
 
@@ -83,7 +83,9 @@ def _unmerged(declared: Declaration, tuner: Tuner) -> str:
 def _summed(name: str, tuner: Tuner) -> str:
     """What it takes to have the update as LoRA factors, or as what needs none."""
     declared = tuner.DECLARATION
-    if name in PLAIN or isinstance(tuner, Carrying):
+    if isinstance(tuner, Carrying):
+        return "no"  # PEFT loads no LoRA of whole tensors alone
+    if name in PLAIN:
         return "yes"
     if is_expressible(_delta(name)):
         return "yes" if declared.sizes_told else "with `--base`"
