@@ -92,14 +92,16 @@ def combined(
                 own = [part.delta for part in group]
                 deltas.append(based.factored(own, change, options.dtype, options.rank))
             elif not all(is_thick(part.delta) for part in group):
-                deltas.append(_module(parameter, group, method, options, algebra))
+                made = _module(parameter, group, method, options, algebra)
+                _check_sized(made)
+                deltas.append(made)
         except MismatchError as error:
             errors.append(error)
     if errors or whole.errors:
         raise gathered([*errors, *whole.errors])
     deltas += _shifts(entries, deltas, options)
     first = entries[0].adapter
-    made = replace(
+    whole_adapter = replace(
         first,
         config=combined_config([entry.adapter for entry in entries]),
         deltas=tuple(deltas),
@@ -113,7 +115,7 @@ def combined(
         *whole_notes(whole.replaced),
         *_notes(method, deltas),
     )
-    return Combined(made, exact, notes, bool(through_base) or whole.on_base)
+    return Combined(whole_adapter, exact, notes, bool(through_base) or whole.on_base)
 
 
 def _method(options: CombineOptions) -> str:
@@ -236,6 +238,14 @@ def _module(
         terms=_plain_terms(first.terms, rank),
         dtype=dtype,
     )
+
+
+def _check_sized(made: Delta) -> None:
+    """MismatchError where the factors have no size: FourierFT's, say, is the base's to tell."""
+    if not all(ref.elements for ref in made.roles.values()):
+        message = "its size stands in none of the adapter's tensors"
+        hint = "--base BASE (its headers tell)"
+        raise MismatchError(message, code=Code.NOT_LOW_RANK, tensor=made.parameter, hint=hint)
 
 
 def _summand(part: Weighted, algebra: Algebra) -> Summand:

@@ -94,3 +94,17 @@ def test_every_module_gets_a_bias_where_one_has_it(
     assert config["lora_bias"] is True
     modules = {key.removesuffix(".lora_A.weight") for key in tensors if ".lora_A." in key}
     assert {f"{module}.lora_B.bias" for module in modules} <= tensors.keys()
+
+
+def test_a_size_that_no_tensor_tells_asks_for_the_base(tmp_path: Path) -> None:
+    """FourierFT holds coefficients alone: without the base its factors would have no column."""
+    folder = tmp_path / "fourier"
+    folder.mkdir()
+    key = "base_model.model.model.layers.0.self_attn.v_proj.fourierft_spectrum"
+    save_file({key: torch.ones(16)}, folder / WEIGHTS, {"format": "pt"})
+    config = {"peft_type": "FOURIERFT", "n_frequency": 16, "scaling": 150.0, "random_loc_seed": 7}
+    config["target_modules"] = ["v_proj"]
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(MismatchError) as caught:
+        adaptool.combine(folder, out=tmp_path / "out", method="svd", rank=4)
+    assert "--base" in str(caught.value.hint)
