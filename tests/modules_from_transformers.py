@@ -27,6 +27,8 @@ from renames_from_transformers import build, class_names, lend_timm, model_types
 TABLE = Path(__file__).parents[1] / "adaptool" / "names" / "modules.json"
 USUAL = "usual"
 KINDS = ("embedding", "conv1d", "parameter")
+# They compute what a linear layer does; other classes of their own (routers) answer more.
+_ALIKE = frozenset({"FalconLinear", "IdeficsDecoupledLinear"})
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NUMBER = re.compile(r"\d+")
 
@@ -43,10 +45,10 @@ def kind_of(module: nn.Module, axes: int) -> str:
         return "embedding" if same else "parameter"
     if isinstance(module, Conv1D):
         return "conv1d"
-    if isinstance(module, nn.Linear) and axes == 2:
-        return USUAL
-    plain = any(type(module).forward is kind.forward for kind in _CONVOLUTIONS)
-    return USUAL if isinstance(module, _CONVOLUTIONS) and plain else "parameter"
+    usual = nn.Linear if axes == 2 else _CONVOLUTIONS
+    plain = any(type(module).forward is kind.forward for kind in (nn.Linear, *_CONVOLUTIONS))
+    known = plain or type(module).__name__ in _ALIKE
+    return USUAL if isinstance(module, usual) and known else "parameter"
 
 
 def short_name(path: str) -> str:
