@@ -10,7 +10,7 @@ from adaptool.layouts.kohya_factors import INPUT_NORM, OUTPUT_NORM
 from adaptool.layouts.partly_dora import partly_dora
 from adaptool.layouts.peft_encode import config_of
 from adaptool.layouts.pipeline_homes import Home, Homes, homes_of
-from adaptool.layouts.pipeline_names import bare, component_of
+from adaptool.layouts.pipeline_names import DENOISERS, bare, component_of
 from adaptool.layouts.seated import (
     SHIFT,
     brought,
@@ -22,10 +22,15 @@ from adaptool.layouts.seated import (
 from adaptool.model.adapter import Adapter, Delta
 from adaptool.model.derived import scaled
 from adaptool.model.encoding import Destination, Encoded, Loss, Written, in_safetensors
+from adaptool.names.architectures import knowing
 from adaptool.names.diffusion import Family
 from adaptool.store.adapter_files import DIFFUSERS_FILE, METADATA_KEYS
 from adaptool.store.documents import encode_json
 
+# Layouts that have a checkpoint's names, which diffusers may call otherwise.
+_OF_CHECKPOINTS = frozenset({"bfl", "comfyui", "xlabs"})
+# transformers 5 has no `text_model` in CLIP; without it a name is found in older releases too.
+_CLIP = "text_model."
 # What of a LoRA config decides the effect; diffusers hands all of it to PEFT's LoraConfig.
 _FIELDS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
 
@@ -50,12 +55,16 @@ def losses(adapter: Adapter) -> tuple[Loss, ...]:
 
 
 def _homes(adapter: Adapter) -> Homes:
-    return homes_of(adapter, _home)
+    named = adapter.layout not in _OF_CHECKPOINTS
+    return homes_of(adapter, lambda delta, family: _home(delta, family, named=named))
 
 
-def _home(delta: Delta, family: Family | None) -> Home | None:
-    component = component_of(delta.module, family)
-    return None if component is None else Home(f"{component}.{bare(delta.module)}")
+def _home(delta: Delta, family: Family | None, *, named: bool) -> Home | None:
+    """`named`: whether a module that nobody knows has diffusers' name, and its component's."""
+    component, path = component_of(delta.module, family), bare(delta.module)
+    if component is None or (component in DENOISERS and not named and not knowing(path)):
+        return None
+    return Home(f"{component}.{path}")
 
 
 def encode(adapter: Adapter, destination: Destination) -> Encoded:
@@ -109,9 +118,13 @@ def _packed(adapter: Adapter, homes: Mapping[str, Home], *, bake: bool) -> dict[
     return packed
 
 
+def _path(module: str) -> str:
+    return bare(module).removeprefix(_CLIP)
+
+
 def _fields(adapter: Adapter, deltas: list[Delta], *, bake: bool) -> dict[str, Any]:
     local = [
-        replace(delta, module=bare(delta.module), parameter=bare(delta.parameter))
+        replace(delta, module=_path(delta.module), parameter=_path(delta.parameter))
         for delta in deltas
     ]
     config = config_of(replace(adapter, config={}, deltas=tuple(local)), bake=bake)

@@ -19,51 +19,19 @@ from adaptool.model.reading import BaseNames, Reading
 from adaptool.names.architectures import CLASSES, architectures
 from adaptool.names.diffusion import Family, Seat, families
 from pipeline_adapters import Tensors, converted, factors, read, saved, tensors_in
-
-UNIT = 8
-# Names of processors in XLabs' files, which stand for modules of other names.
-_ELSEWHERE = ("distilled_guidance_layer", "processor", "norm")
-
-
-def _seats(family: Family) -> Iterator[Seat]:
-    for rule in family.rules:
-        if not any(word in rule.original for word in _ELSEWHERE):
-            seat = family.by_original(rule.original.replace("#", "1"))
-            assert seat is not None
-            yield seat
-
-
-def _sizes(seat: Seat) -> dict[str, tuple[int, int]]:
-    """Of diffusers' modules: a fused one's first part has as many outputs as inputs."""
-    shares = seat.rule.shares
-    inner = UNIT * shares[0]
-    if seat.rule.ratio is not None:
-        out, inner = (UNIT * number for number in seat.rule.ratio)
-        return {seat.modules[0]: (out, inner)}
-    return {m: (UNIT * share, inner) for m, share in zip(seat.modules, shares, strict=True)}
-
-
-def _fused(seat: Seat) -> tuple[int, int]:
-    sizes = list(_sizes(seat).values())
-    return sum(out for out, _ in sizes), sizes[0][1]
+from pipeline_tables import UNIT, base_of, fused_size, seats_of, sizes_of
 
 
 def _subsets(family: Family) -> Iterator[list[Seat]]:
     """Each module alone, and all of block 1."""
-    seats = list(_seats(family))
+    seats = list(seats_of(family))
     seats = seats[:: len(seats) // 30 or 1]  # UNets have hundreds, block by block
     yield from ([seat] for seat in seats)
     yield [seat for seat in seats if "#" in seat.rule.original] or seats
 
 
-def _base(family: Family) -> Reading:
-    """A whole checkpoint of its own names."""
-    shapes = {f"{seat.original}.weight": _fused(seat) for seat in _seats(family)}
-    return Reading(base=BaseNames(shapes, None))
-
-
 def _under_diffusers_names(family: Family, seats: list[Seat]) -> Tensors:
-    named = {k: v for seat in seats for k, v in _sizes(seat).items()}
+    named = {k: v for seat in seats for k, v in sizes_of(seat).items()}
     return factors({f"{family.component}.{name}": size for name, size in named.items()})
 
 
@@ -88,7 +56,7 @@ def test_few_modules_are_written_under_their_models_names_or_not_at_all(
     family, target = families()[name], writable()[layout]
     for place, seats in enumerate(_subsets(family)):
         path = saved(tmp_path / f"{place}.safetensors", _under_diffusers_names(family, seats))
-        alone, beside = read(path), read(path, _base(family))
+        alone, beside = read(path), read(path, base_of(family))
         wanted = _written_names(family, seats, layout)
         assert _names_in(converted(beside, layout, tmp_path / f"base{place}")) == wanted
         losses = target.losses(alone)
@@ -123,14 +91,14 @@ def test_few_modules_of_a_checkpoint_are_read_as_their_models_or_not_at_all(
     flat = prefix.endswith("_")
     for place, seats in enumerate(_subsets(family)):
         named = {
-            prefix + (seat.original.replace(".", "_") if flat else seat.original): _fused(seat)
+            prefix + (seat.original.replace(".", "_") if flat else seat.original): fused_size(seat)
             for seat in seats
         }
         tensors = factors(named, 2, ("down", "up") if flat else ("A", "B"))
         path = saved(tmp_path / f"{place}.safetensors", tensors)
         wanted = {f"{family.component}.{module}" for seat in seats for module in seat.modules}
         assert _modules_or_refusal(path) in (wanted, AMBIGUOUS)
-        assert {delta.module for delta in read(path, _base(family)).deltas} == wanted
+        assert {delta.module for delta in read(path, base_of(family)).deltas} == wanted
 
 
 def test_every_table_belongs_to_a_class_of_diffusers_or_is_a_unet() -> None:
