@@ -19,7 +19,10 @@ from adaptool.names.model_names import Home
 from adaptool.names.rename_rules import Reading, every_reading, kinds_named
 from adaptool.ops.naming import Naming
 
-_INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
+# The first number of a path counts layers; one behind `experts` counts those. Any other is part of
+# a name: `mlp.layers.0` and `mlp.layers.1` are two modules.
+_LAYER = re.compile(r"(?<![^.])\d+(?![^.])")
+_EXPERT = re.compile(r"(?<=\bexperts\.)\d+(?![^.])")
 # Components that one release or wrapper puts before a module's path and another does not.
 _WRAPPERS = frozenset(
     {"model", "base_model", "language_model", "text_model", "vision_model", "module", "_orig_mod"}
@@ -58,10 +61,14 @@ def agreed(adapters: Sequence[Adapter]) -> Naming | None:
 
 
 def _spellings(adapter: Adapter) -> dict[str, str]:
-    """The names of parameters by what they are without their numbers: one name for each."""
+    """The names of parameters by what they are in any layer: one name for each."""
     names = [delta.parameter for delta in adapter.deltas]
     names += [item.parameter for item in adapter.replaced]
-    return {_INDEX.sub("#", name): name for name in reversed(names)}
+    return {_masked(name): name for name in reversed(names)}
+
+
+def _masked(name: str) -> str:
+    return _LAYER.sub("#", _EXPERT.sub("#", name), count=1)
 
 
 def _candidates(spelled: Sequence[Mapping[str, str]]) -> Iterator[_Candidate]:
@@ -81,7 +88,7 @@ def _led(spelled: Iterable[str], leads: Mapping[str, tuple[str, ...]]) -> dict[s
     found: dict[str, set[str]] = defaultdict(set)
     for mask in spelled:
         for target in leads[mask]:
-            found[_INDEX.sub("#", target)].add(mask)
+            found[_masked(target)].add(mask)
     return found
 
 

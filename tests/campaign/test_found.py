@@ -15,11 +15,12 @@ WHOLE = {"rank": None, "base": False}
 HALF = {"weights": [0.5], "method": "cat", "rank": None, "base": True, "same": False}
 
 
-def _lora(*targets: str, **options: Any) -> Trained:
-    return Trained("LORA", {"r": 2, "target_modules": list(targets), **options}, 4, {})
+def _lora(*targets: str, **options: Any) -> tuple[Trained, ...]:
+    return (Trained("LORA", {"r": 2, "target_modules": list(targets), **options}, 4, {}),)
 
 
-FOUND = {
+SUM = {"weights": [2.0, 1.0], "method": "cat", "rank": None, "base": False, "same": False}
+FOUND: dict[str, tuple[str, Operation, tuple[Trained, ...]]] = {
     "rows of an embedding that is called shared": (
         "blenderbot",
         Operation("resize", WHOLE),
@@ -40,14 +41,19 @@ FOUND = {
         Operation("combine", HALF),
         _lora("v_proj", modules_to_save=["k_proj"]),
     ),
+    "two layers of a block are no one module": (
+        "xglm",
+        Operation("combine", SUM),
+        _lora(target_parameters=["fc1.weight"]) + _lora("fc2", layers_to_transform=[1]),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", FOUND)
 def test_what_was_found_stays_mended(name: str, tmp_path: Path) -> None:
-    architecture, operation, adapter = FOUND[name]
+    architecture, operation, adapters = FOUND[name]
     with quiet():
-        outcome = judge(Case(1, architecture, False, "one file", operation), tmp_path, (adapter,))
+        outcome = judge(Case(1, architecture, False, "one file", operation), tmp_path, adapters)
     assert outcome.outcome == "agreed", outcome
 
 
