@@ -25,6 +25,7 @@ from adaptool.ops.similarity import shape
 from adaptool.store.adapter_files import AdapterFiles
 from adaptool.store.checkpoint import Checkpoint
 from adaptool.store.tensors import TensorRef
+from adaptool.tuners import tuners
 
 Report = Callable[[int, int], None]
 T = TypeVar("T")
@@ -213,12 +214,27 @@ def _roles(values: ValueReader, one: Delta, other: Delta) -> Comparison | None:
     """The tensors of two deltas of one tuner, scaled; None where they have not the same shapes."""
     if one.tuner != other.tuner or _role_shapes(one) != _role_shapes(other):
         return None
-    found = total(values.compare_tensors(ref, other.roles[role]) for role, ref in one.roles.items())
-    mine, yours = one.terms.scaling, other.terms.scaling
-    if mine == yours:
+    return total(
+        _scaled(
+            values.compare_tensors(ref, other.roles[role]), _scale(one, role), _scale(other, role)
+        )
+        for role, ref in one.roles.items()
+    )
+
+
+def _scale(delta: Delta, role: str) -> float:
+    """What the role's numbers are multiplied by: the scaling is one factor's, not every role's."""
+    proportional = tuners()[delta.tuner].DECLARATION.proportional
+    return delta.terms.scaling if not proportional or role in proportional else 1.0
+
+
+def _scaled(found: Comparison, mine: float, yours: float) -> Comparison:
+    if mine == yours == 1.0:
         return found
     inner = mine * yours * found.inner
     first, second = mine**2 * found.first, yours**2 * found.second
+    if mine == yours:
+        return Comparison(inner, first, second, mine**2 * found.difference)
     return Comparison(inner, first, second, max(0.0, first + second - 2 * inner))
 
 

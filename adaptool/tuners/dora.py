@@ -25,9 +25,7 @@ from adaptool.tuners.low_rank_factors import effects, product_factors
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DECLARATION", "prepare", "product_factors", "terms"]
-
-__all__ = ["DECLARATION", "effects", "prepare", "terms"]
+__all__ = ["DECLARATION", "effects", "prepare", "product_factors", "terms"]
 
 DECLARATION = Declaration(
     title="DoRA",

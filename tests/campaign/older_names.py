@@ -23,10 +23,12 @@ def renames_of(base: Base) -> dict[str, str]:
                 (value.shape, value.detach().flatten()[:64].numpy().tobytes()), []
             ).append(name)
     found = {}
+    modules = base.loaded.state_dict().keys()
     for name, value in base.loaded.named_parameters():
         names = stored.get((value.shape, value.detach().flatten()[:64].numpy().tobytes()), [])
         module, _, last = name.rpartition(".")
-        if len(names) == 1 and names[0] != name and names[0].endswith(f".{last}"):
+        # A tied tensor may be stored under the other end's name, which is no name of this module.
+        if len(names) == 1 and names[0] not in modules and names[0].endswith(f".{last}"):
             found[module] = names[0].removesuffix(f".{last}")
     return found
 

@@ -41,6 +41,11 @@ FOUND: dict[str, tuple[str, Operation, tuple[Trained, ...]]] = {
         Operation("combine", HALF),
         _lora("v_proj", modules_to_save=["k_proj"]),
     ),
+    "a baked DoRA is the same adapter": (
+        "llama",
+        Operation("diff", {"way": "bake", "base": False}),
+        _lora("down_proj", use_dora=True, lora_alpha=-5),
+    ),
     "two layers of a block are no one module": (
         "xglm",
         Operation("combine", SUM),

@@ -237,14 +237,19 @@ def test_dora_is_compared_by_its_tensors_and_says_so(tmp_path: Path) -> None:
 
 
 def test_scale_of_what_is_compared_by_tensors_counts(tmp_path: Path) -> None:
-    """DoRA with twice the alpha is another adapter."""
+    """DoRA with twice the alpha is another adapter: in B, and not in A or the magnitude."""
     one, other = good_pair(), good_pair()
     with_dora(one)
     with_dora(other)
     other.config["lora_alpha"] = 2 * ALPHA
     found = diff_of(one, other, tmp_path)
+    squares = {
+        name: float((value.astype("float64") ** 2).sum()) for name, value in one.tensors.items()
+    }
+    scaled = SCALING**2 * sum(part for name, part in squares.items() if "lora_B" in name)
+    others = sum(part for name, part in squares.items() if "lora_B" not in name)
     assert not found.equal
-    assert found.relative_error == pytest.approx(1.0)
+    assert found.relative_error == pytest.approx((scaled / (scaled + others)) ** 0.5)
 
 
 def test_what_cannot_be_compared_is_different(tmp_path: Path) -> None:
