@@ -30,7 +30,10 @@ ROWS_BASE = "token_adapter.base_layer"
 # What the two tasks save unasked, whichever of them the model has.
 CLASSIFIERS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
 # The order in which modules register the stacks that they hold; the first is wrapped innermost.
-REGISTERED = ("gate_up_proj", "gate_proj", "w1", "v1", "up_proj", "w2", "down_proj", "w3")
+REGISTERED = (
+    *("gate_up_proj", "gate_up_proj_bias", "gate_proj", "w1", "v1", "up_proj", "w2"),
+    *("down_proj", "down_proj_bias", "w3"),
+)
 EMBEDDING = "embed_tokens"
 
 

@@ -246,7 +246,7 @@ def test_broken_header_is_named_by_its_address(adaptool: Adaptool, hub: StandIn)
     assert (error["file"], error["code"]) == (f"hf://me/broken/{shard}", "header-not-json")
     hub.add("me/unsaid", {WEIGHTS: good[WEIGHTS]})
     said = adaptool("merge", BASE, "hf://me/unsaid", "out", code=3)
-    assert said["error"]["file"] == "hf://me/unsaid"
+    assert said["error"]["file"] == f"hf://me/unsaid/{WEIGHTS}"
     assert "adaptool-" not in json.dumps(said)
 
 

@@ -181,12 +181,13 @@ def test_magnitudes_are_doras(tmp_path: Path) -> None:
 
 
 def test_a_full_fine_tune_is_whole_tensors(tmp_path: Path) -> None:
-    """Without factors every tensor replaces the base's."""
+    """Without factors every tensor replaces the base's; PEFT loads no LoRA that has none."""
     tensors = {"model.layers.3.mlp.up_proj.weight": drawn(1, 6, 4)}
     folder = _mlx(tmp_path / "m", tensors, fine_tune_type="full")
-    found = adaptool.convert(folder, tmp_path / "p", to="peft")
-    assert found.carried == ("model.layers.3.mlp.up_proj.weight",)
-    back = _convert(tmp_path / "p", tmp_path / "b", "mlx")
+    with pytest.raises(MismatchError) as caught:
+        adaptool.convert(folder, tmp_path / "p", to="peft")
+    assert caught.value.code is Code.LAYOUT_CANNOT_HOLD
+    back = _convert(folder, tmp_path / "b", "mlx")
     assert load_file(back / "adapters.safetensors").keys() == tensors.keys()
 
 
