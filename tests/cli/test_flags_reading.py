@@ -213,6 +213,7 @@ def test_folder_without_a_config_takes_an_alpha(adaptool: Adaptool, tmp_path: Pa
     assert _equal(tmp_path / "out", tmp_path / "expected")
 
 
+@pytest.mark.slow
 def test_one_cause_is_said_once_and_names_the_users_pickle(
     adaptool: Adaptool, tmp_path: Path
 ) -> None:

@@ -188,7 +188,9 @@ def test_failing_check_is_exit_1_and_asked_again() -> None:
     assert _done(adaptool.run("r.yaml")) == []
 
 
-@pytest.mark.parametrize("step", ["file", "merged", "verify"])
+@pytest.mark.parametrize(
+    "step", ["merged", *(pytest.param(step, marks=pytest.mark.slow) for step in ("file", "verify"))]
+)
 def test_interrupted_run_goes_on_with_the_step_it_was_at(step: str) -> None:
     """Ctrl-C within a step: exit 130, what was done is remembered."""
     verb = {"file": "convert", "merged": "merge", "verify": "verify"}[step]
@@ -235,7 +237,9 @@ FIRST = RECIPE.partition("  - name: merged")[0]
 @pytest.mark.parametrize(
     "fault", [Fault.KILL, pytest.param(Fault.IO_ERROR, marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("rank", [2, 3], ids=["fresh", "changed"])
+@pytest.mark.parametrize(
+    "rank", [pytest.param(2, id="fresh", marks=pytest.mark.slow), pytest.param(3, id="changed")]
+)
 def test_run_that_is_struck_anywhere_is_completed_by_the_next(fault: Fault, rank: int) -> None:
     """Operations on the disk in their turn, before and after outputs and state are in place."""
     adaptool.run(_recipe(Path(), 2))

@@ -276,7 +276,16 @@ def _ours(job: Job) -> set[str]:
     return beside | {".adaptool.lock", ".adaptool-partial"}
 
 
-FAULTS = [fault for fault in Fault if fault is not Fault.EXIT]
+# A kill and a full disk in the fast part; every other fault in the slow one.
+FAULTS = [
+    pytest.param(
+        fault,
+        id=fault.name.lower(),
+        marks=() if fault in {Fault.KILL, Fault.NO_SPACE} else pytest.mark.slow,
+    )
+    for fault in Fault
+    if fault is not Fault.EXIT
+]
 CORE = {"fresh", "overwrite", "resume", "one-file", "mount-point-overwrite"}
 
 
@@ -286,7 +295,7 @@ def sorted_by_speed(scenarios: dict[str, Scenario]) -> list[Any]:
     return [pytest.param(name, marks=() if name in CORE else slow) for name in scenarios]
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.lower())
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", sorted_by_speed(SCENARIOS))
 def test_a_fault_anywhere_leaves_out_absent_old_or_new(
     name: str, fault: Fault, tmp_path: Path
@@ -300,7 +309,7 @@ def test_a_fault_anywhere_leaves_out_absent_old_or_new(
     assert campaign(scenario, fault, tmp_path, holds) == []
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.lower())
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", sorted_by_speed(IN_PLACE))
 def test_a_fault_in_a_mount_point_never_leaves_a_loadable_mixture(
     name: str, fault: Fault, tmp_path: Path
@@ -330,7 +339,10 @@ def test_the_campaign_sees_a_missing_fsync(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the child runs no threads
-@pytest.mark.parametrize("name", ["fresh", "overwrite", "resume"])
+@pytest.mark.parametrize(
+    "name",
+    ["overwrite", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fresh", "resume"))],
+)
 def test_a_process_that_ends_anywhere_leaves_out_whole(name: str, tmp_path: Path) -> None:
     """As above with a real process that really ends, so that the kernel lets go of its locks."""
     scenario = SCENARIOS[name]

@@ -19,7 +19,16 @@ from small_pairs import Pair, write
 
 STRUCK = (AdaptoolError, Killed, KeyboardInterrupt)
 OURS = {".out.adaptool.lock", ".out.adaptool-partial"}
-FAULTS = [fault for fault in Fault if fault is not Fault.EXIT]
+# A kill and a full disk in the fast part; every other fault in the slow one.
+FAULTS = [
+    pytest.param(
+        fault,
+        id=fault.name.lower(),
+        marks=() if fault in {Fault.KILL, Fault.NO_SPACE} else pytest.mark.slow,
+    )
+    for fault in Fault
+    if fault is not Fault.EXIT
+]
 Run = Callable[[Path, Disk], object]
 
 
@@ -80,7 +89,7 @@ def campaign(run: Run, fault: Fault, folder: Path, step: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["merge", "unmerge"])
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.lower())
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_leaves_out_absent_or_complete(
     name: str, fault: Fault, runs: dict[str, Run], tmp_path: Path
 ) -> None:
